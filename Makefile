@@ -1,0 +1,63 @@
+# `make train` and `make test` set up .venv on their first run; nothing else is needed.
+#   make train ARGS="--help"                  options of the training script
+#   make test ARGS="tests/test_x.py -k name"  a part of the tests
+#   make test PYTHON=python3.12               the interpreter .venv is made from (3.10 to 3.13)
+
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help train test test-slow format clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+train: $(VENV)/.project
+	$(PY) train/train.py $(ARGS)
+
+test: $(VENV)/.test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow $(ARGS)
+
+format: $(VENV)/.test
+	$(PY) -m ruff check --fix --exit-zero .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -path ./runs -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# Each stamp is written last, so an interrupted installation is done again. --clear starts .venv, stamps included, afresh.
+# setuptools and wheel come first: promise has no wheel and is built with these pinned versions.
+$(VENV)/.packages: requirements.txt
+	@command -v $(firstword $(PYTHON)) >/dev/null || { \
+	  echo "'$(PYTHON)' was not found: install Python 3.10-3.13 and set PYTHON=... to it, as in: make test PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("Found Python %d.%d (" % v + sys.executable + "), but tf_metagrad needs Python 3.10-3.13: set PYTHON=... to one, as in: make test PYTHON=python3.12")'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: its venv module is missing (on Debian or Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@echo "[1/2] Making $(VENV) and installing TensorFlow and the other pinned packages: about 2 minutes, 2.6 GB of disk."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -c requirements.txt setuptools wheel
+	@$(PIP) install --no-build-isolation -r requirements.txt
+	@touch $@
+
+$(VENV)/.project: $(VENV)/.packages setup.cfg pyproject.toml
+	@echo "[2/2] Installing tf_metagrad itself, editable."
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.packages requirements-test.txt | $(VENV)/.project
+	@echo "Installing the test tools (pytest, hypothesis, ruff)."
+	@$(PIP) install --no-build-isolation -r requirements-test.txt
+	@touch $@

@@ -1,0 +1,20 @@
+"""Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
+
+from tf_metagrad import data, estimators, inner, models
+from tf_metagrad._types import MetaGradient, Task
+from tf_metagrad.export import export
+from tf_metagrad.learner import Evaluation, MetaLearner
+from tf_metagrad.training import train
+
+__all__ = [
+    "Evaluation",
+    "MetaGradient",
+    "MetaLearner",
+    "Task",
+    "data",
+    "estimators",
+    "export",
+    "inner",
+    "models",
+    "train",
+]

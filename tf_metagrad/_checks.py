@@ -1,0 +1,100 @@
+"""Checks of what users hand in: each raises `ValueError` with what was received, what was expected, and the fix."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_metagrad._types import Task
+
+
+def check_model(model: Any) -> None:
+    """Raise unless `model` is a built Keras model with something to train."""
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}.")
+    if not model.built:
+        raise ValueError(
+            f"`model` must be built, so that its weights exist. Received: {model.name!r}, which is not built. "
+            "Give it a `keras.Input`, or call it once on a batch of data, before making the learner."
+        )
+    if not model.trainable_variables:
+        raise ValueError(f"`model` must have trainable weights. Received: {model.name!r}, which has none.")
+
+
+def adapting_indices(model: keras.Model, adapt: Any) -> list[int]:
+    """Return the indices, among the model's trainable variables, of those that adapt.
+
+    Raises:
+        ValueError: `adapt` is neither "all" nor names of layers with trainable weights.
+    """
+    variables = model.trainable_variables
+    if adapt == "all":
+        return list(range(len(variables)))
+    if isinstance(adapt, str) or not adapt or not all(isinstance(name, str) for name in adapt):
+        raise ValueError(f'`adapt` must be "all" or a list of layer names. Received: adapt={adapt!r}.')
+    layers = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+    chosen = set()
+    for name in adapt:
+        if name not in layers or not layers[name].trainable_variables:
+            known = sorted(n for n, layer in layers.items() if layer.trainable_variables)
+            raise ValueError(
+                f"`adapt` must name layers of the model that have trainable weights. Received: {name!r}. "
+                f"The model {model.name!r} has: {', '.join(known)}."
+            )
+        chosen |= {id(v) for v in layers[name].trainable_variables}
+    return [i for i, v in enumerate(variables) if id(v) in chosen]
+
+
+def layer_numbers(variables: list[keras.Variable]) -> list[int]:
+    """Return for each variable the number of the layer that owns it, counting layers in order of appearance."""
+    owners = [variable.path.rpartition("/")[0] for variable in variables]
+    order = list(dict.fromkeys(owners))
+    return [order.index(owner) for owner in owners]
+
+
+def check_tasks(task: Task, ways: int | None) -> None:
+    """Raise where a batch of tasks has NaN, labels outside 0 .. ways-1, or a support set that lacks a class.
+
+    Args:
+        task: a batch of tasks, with a leading axis.
+        ways: number of classes where targets are class labels `[tasks, examples]`; None for other targets.
+    """
+    for name, part in task._asdict().items():
+        for leaf in tf.nest.flatten(part):
+            check_finite(name, np.asarray(leaf))
+    if ways is None:
+        return
+    for name in ("support_y", "query_y"):
+        check_labels(name, np.asarray(getattr(task, name)), ways)
+    for index, labels in enumerate(np.asarray(task.support_y)):
+        check_support(labels, ways, f"task {index} of the batch")
+
+
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raise where floating-point values are NaN or infinite."""
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        first = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise ValueError(
+            f"`{name}` must be finite. Received: {values[first]} at index {first}. Remove or fill such values."
+        )
+
+
+def check_labels(name: str, labels: np.ndarray, ways: int) -> None:
+    """Raise where a class label is outside of 0 .. ways-1."""
+    if labels.size and not (0 <= labels.min() and labels.max() < ways):
+        wrong = labels[(labels < 0) | (labels >= ways)].flat[0]
+        raise ValueError(
+            f"`{name}` must be in 0 .. {ways - 1}, the model's {ways} outputs. Received: {int(wrong)}. "
+            "Relabel the task's classes from 0, or give the model as many outputs as there are ways."
+        )
+
+
+def check_support(labels: np.ndarray, ways: int, where: str = "the task") -> None:
+    """Raise where a support set has no example of a class."""
+    missing = sorted(set(range(ways)) - set(labels.ravel().tolist()))
+    if missing:
+        raise ValueError(
+            f"A support set must have at least one example of each of the {ways} classes. Received: {where} without "
+            f"class {missing}. Draw tasks with `shots` examples of every class."
+        )

@@ -1,0 +1,98 @@
+"""The one decision of how independent work is run: vectorised, mapped or looped, with or without XLA.
+
+The same choice serves the tasks of a batch and the parallel HVPs of BinomMAML. All ways give the same numbers.
+
+| tasks         | what runs                                             | memory      | good for                    |
+|---------------|-------------------------------------------------------|-------------|-----------------------------|
+| `"vectorize"` | `tf.vectorized_map`: one operation for all tasks      | all tasks   | small dense nets; GPUs      |
+| `"map"`       | a while loop, one task at a time                      | one task    | many tasks, little memory   |
+| `"loop"`      | one call for each task; TensorFlow runs several at once | some tasks | convolutions on a CPU      |
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+WAYS = ("vectorize", "map", "loop")
+
+
+class Execution(NamedTuple):
+    """How tasks are run (`"vectorize"`, `"map"`, `"loop"`), and whether XLA compiles the step."""
+
+    tasks: str
+    jit_compile: bool
+
+
+def _leaf_layers(model: keras.Model) -> list[keras.Layer]:
+    return [layer for layer in model._flatten_layers(include_self=False) if layer.weights or layer.count_params()]
+
+
+def _is_dense(model: keras.Model) -> bool:
+    """True where every layer with weights is a `Dense` layer: the nets that XLA on a CPU runs faster."""
+    owners = [layer for layer in model._flatten_layers() if layer._trainable_variables]
+    return bool(owners) and all(type(layer) is keras.layers.Dense for layer in owners)
+
+
+def choose(tasks: str, jit_compile: bool | str, model: keras.Model) -> Execution:
+    """Resolve `"auto"` for this device and model.
+
+    Raises:
+        ValueError: an unknown way or switch.
+    """
+    if tasks not in ("auto", *WAYS):
+        raise ValueError(f'`execution` must be "auto", "vectorize", "map" or "loop". Received: execution={tasks!r}.')
+    if jit_compile not in ("auto", True, False):
+        raise ValueError(f'`jit_compile` must be "auto", True or False. Received: jit_compile={jit_compile!r}.')
+    small = _is_dense(model) or bool(tf.config.list_logical_devices("GPU"))
+    if tasks == "auto":
+        tasks = "vectorize" if small else "loop"
+    if jit_compile == "auto":
+        jit_compile = small and tasks == "vectorize"
+    return Execution(tasks, bool(jit_compile))
+
+
+def map_over(function: Callable, elements: Any, tasks: str) -> Any:
+    """Return `function` of every slice of `elements` along the first axis, stacked."""
+    if tasks == "vectorize":
+        return tf.vectorized_map(function, elements)
+    count = tf.nest.flatten(elements)[0].shape[0]
+    if tasks == "loop":
+        results = [function(_slice(elements, i)) for i in range(count)]
+        return tf.nest.map_structure(lambda *parts: tf.stack(parts), *results)
+    traced = tf.function(function, autograph=False)
+    outputs = traced.get_concrete_function(_slice(elements, 0)).structured_outputs
+    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
+    return tf.map_fn(traced, elements, fn_output_signature=signature, parallel_iterations=1)
+
+
+def _slice(elements: Any, index: int | tf.Tensor) -> Any:
+    return tf.nest.map_structure(lambda t: t[index], elements)
+
+
+def accumulate_over(function: Callable, elements: Any, tasks: str) -> tuple[Sequence[tf.Tensor], Any]:
+    """Run `function(slice) -> (total, outputs)`; return the mean of the totals and the stacked outputs.
+
+    Unlike `map_over` it never holds the totals, as large as the weights, of more tasks than run at once.
+    """
+    count = tf.nest.flatten(elements)[0].shape[0]
+    traced = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    if tasks == "loop":
+        totals, outputs = zip(*[traced(_slice(elements, i)) for i in range(count)], strict=True)
+        mean = [tf.add_n(parts) / count for parts in zip(*totals, strict=True)]
+        return mean, tf.nest.map_structure(lambda *parts: tf.stack(parts), *outputs)
+    totals, outputs = traced.get_concrete_function(_slice(elements, 0)).structured_outputs
+    flat = tf.nest.flatten(outputs)
+    arrays = [tf.TensorArray(t.dtype, count, element_shape=t.shape) for t in flat]
+    zeros = [tf.zeros(t.shape, t.dtype) for t in totals]
+
+    def body(index, sums, arrays):
+        totals, outputs = traced(_slice(elements, index))
+        sums = [a + b for a, b in zip(sums, totals, strict=True)]
+        return index + 1, sums, [a.write(index, t) for a, t in zip(arrays, tf.nest.flatten(outputs), strict=True)]
+
+    _, sums, arrays = tf.while_loop(
+        lambda index, *_: index < count, body, (0, zeros, arrays), maximum_iterations=count, parallel_iterations=1
+    )
+    return [s / count for s in sums], tf.nest.pack_sequence_as(outputs, [a.stack() for a in arrays])

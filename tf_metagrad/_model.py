@@ -1,0 +1,61 @@
+"""A Keras model and a loss as pure functions of the weights."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_metagrad._second_order import correct_second_derivatives, substituted
+from tf_metagrad._types import Params
+
+
+@contextlib.contextmanager
+def batch_normalization_statistics(kind: str) -> Iterator[None]:
+    """Make BatchNormalization use the batch at hand (`"batch"`) or its stored averages (`"stored"`), dropout unmoved.
+
+    A layer frozen with `trainable=False` uses its stored averages in either case, as Keras defines it.
+    """
+    training = kind == "batch"
+
+    def call(original, layer, inputs, training_argument=None, mask=None, **kwargs):
+        del training_argument
+        kwargs["training"] = training
+        return original(layer, inputs, mask=mask, **kwargs)
+
+    with substituted(keras.layers.BatchNormalization, "call", call):
+        yield
+
+
+class FunctionalModel:
+    """`predict` and `loss` as functions of explicit weights and explicit non-trainable state.
+
+    Args:
+        model: a built `keras.Model`.
+        loss: `loss(y_true, y_pred)`, a scalar or one value for each example (then averaged).
+        normalization: `"batch"` or `"stored"`, see `batch_normalization_statistics`.
+    """
+
+    def __init__(self, model: keras.Model, loss: Callable, normalization: str):
+        """Store the parts; see the class."""
+        self.model = model
+        self.loss_fn = loss
+        self.normalization = normalization
+
+    def predict(self, weights: Params, state: Params, x: Any, training: bool):
+        """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
+        with correct_second_derivatives(), batch_normalization_statistics(self.normalization):
+            y_pred, state, losses = self.model.stateless_call(
+                list(weights), list(state), x, training=training, return_losses=True
+            )
+        penalty = tf.add_n([tf.convert_to_tensor(p) for p in losses]) if losses else None
+        return y_pred, [tf.convert_to_tensor(s) for s in state], penalty
+
+    def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
+        """Return `(loss, (new_state, predictions))`; the loss is a scalar."""
+        y_pred, state, penalty = self.predict(weights, state, x, training)
+        loss = tf.reduce_mean(self.loss_fn(y, y_pred))
+        if penalty is not None:
+            loss += tf.cast(penalty, loss.dtype)
+        return loss, (state, y_pred)

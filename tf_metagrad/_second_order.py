@@ -1,0 +1,99 @@
+"""Right second derivatives for any user's model: functions substituted while the library traces, and only then.
+
+Two functions of TensorFlow have right first derivatives and wrong second ones:
+
+* `tf.nn.moments` puts `stop_gradient` on the mean inside the variance. The dropped term is zero in the gradient and
+  not zero in the Hessian. Keras' BatchNormalization and GroupNormalization call it.
+* `FusedBatchNormV3` registers a second derivative that is off by about 1/(n - 1).
+
+Both autodiff modes read the same rules and agree on the wrong number; central differences of the gradient show it.
+Inside `correct_second_derivatives()` the calling thread sees both functions written in plain operations instead.
+Outside of it, and in every other thread, TensorFlow is untouched.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.ops import gen_nn_ops, nn_impl
+
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def substituted(owner: Any, name: str, replacement: Callable) -> Iterator[None]:
+    """Let this thread, and no other, see `replacement` under `owner.name` for the length of the scope.
+
+    Scopes nest. They are entered while a function is traced, so holding the lock costs nothing in a compiled step.
+
+    Args:
+        owner: the module or class that holds the function.
+        name: the attribute to substitute.
+        replacement: called as `replacement(original, *args, **kwargs)`.
+    """
+    thread = threading.get_ident()
+    with _lock:
+        original = getattr(owner, name)
+
+        def dispatch(*args, **kwargs):
+            if threading.get_ident() == thread:
+                return replacement(original, *args, **kwargs)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, dispatch)
+        try:
+            yield
+        finally:
+            setattr(owner, name, original)
+
+
+def _moments(original, x, axes, shift=None, name=None, keep_dims=None, keepdims=None):
+    """`nn_impl.moments` with a mean that is differentiated through: var = mean((x - mean(x))^2)."""
+    del original, shift
+    keep = bool(keepdims or keep_dims)
+    x = tf.convert_to_tensor(x)
+    with tf.name_scope(name or "moments"):
+        y = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+        mean = tf.reduce_mean(y, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(y, mean), axes, keepdims=keep)
+        mean = mean if keep else tf.squeeze(mean, axes)
+        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def _fused_batch_norm(
+    original, x, scale, offset, mean, variance, epsilon=1e-4, exponential_avg_factor=1.0, data_format="NHWC",
+    is_training=True, name=None,
+):  # fmt: skip
+    """`FusedBatchNormV3` in plain operations; in inference mode the kernel is right and is kept."""
+    if not is_training:
+        return original(
+            x, scale, offset, mean, variance, epsilon=epsilon, exponential_avg_factor=exponential_avg_factor,
+            data_format=data_format, is_training=is_training, name=name,
+        )  # fmt: skip
+    channel = data_format.index("C")
+    axes = [axis for axis in range(len(data_format)) if axis != channel]
+    shape = [-1 if axis == channel else 1 for axis in range(len(data_format))]
+    z = tf.cast(x, scale.dtype)
+    batch_mean = tf.reduce_mean(z, axes)
+    centred = z - tf.reshape(batch_mean, shape)
+    batch_variance = tf.reduce_mean(tf.square(centred), axes)
+    factor = tf.reshape(scale * tf.math.rsqrt(batch_variance + epsilon), shape)
+    y = tf.cast(centred * factor + tf.reshape(offset, shape), x.dtype)
+    count = tf.cast(tf.size(z) // tf.size(batch_mean), z.dtype)
+    new_mean, new_variance = batch_mean, batch_variance * count / tf.maximum(count - 1, 1)  # the kernel's: unbiased
+    if exponential_avg_factor != 1.0:
+        new_mean = mean + exponential_avg_factor * (new_mean - mean)
+        new_variance = variance + exponential_avg_factor * (new_variance - variance)
+    return y, new_mean, new_variance, batch_mean, batch_variance, tf.zeros([], z.dtype)
+
+
+@contextlib.contextmanager
+def correct_second_derivatives() -> Iterator[None]:
+    """Trace a model in this scope and its Hessian-vector products are right."""
+    with (
+        substituted(nn_impl, "moments", _moments),
+        substituted(gen_nn_ops, "fused_batch_norm_v3", _fused_batch_norm),
+    ):
+        yield

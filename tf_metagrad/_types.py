@@ -1,0 +1,53 @@
+"""Symbols of the library, each named once: the paper's letter, the name in the code, the meaning.
+
+| letter    | name               | meaning                                                                  |
+|-----------|--------------------|--------------------------------------------------------------------------|
+| theta     | `meta_params`      | the learned initialisation: the model's trainable variables, in order    |
+| phi^k     | `iterates[k]`      | a task's weights after k inner steps; phi^0 = theta                      |
+| K, alpha  | `steps`, `learning_rate` | length and step size of the inner loop                             |
+| D_k       | `rates`            | step size of inner step k, as a diagonal: alpha where a weight adapts, 0 where it is shared |
+| l_trn     | support loss       | loss on the task's support (training) set                                |
+| l_val     | query loss         | loss on the task's query (validation) set                                |
+| g^K       | `query_gradient`   | gradient of the query loss at phi^K                                      |
+| H^k       | -                  | Hessian of the support loss at phi^k, only ever met as a Hessian-vector product (HVP) |
+| v         | `adjoint`          | the vector that the products (I - H^k D_k) act on, g^K at first          |
+| L, C      | `truncation`, `horizon` | order kept by Trunc/Binom; how many last Hessians the hybrid keeps  |
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+Params = Sequence[tf.Tensor]
+"""A flat list of tensors, in the order of the model's variables."""
+
+
+class Task(NamedTuple):
+    """One few-shot task, or a batch of tasks with one more leading axis.
+
+    Attributes:
+        support_x: `[support, ...]`, the examples that a task adapts on.
+        support_y: `[support, ...]`, their targets.
+        query_x: `[query, ...]`, the examples that the adapted weights are judged on.
+        query_y: `[query, ...]`, their targets.
+    """
+
+    support_x: Any
+    support_y: Any
+    query_x: Any
+    query_y: Any
+
+
+class MetaGradient(NamedTuple):
+    """The mean over a batch of tasks of what an estimator returns.
+
+    Attributes:
+        gradients: one tensor for each of `MetaLearner.meta_variables`, in that order.
+        loss: scalar, the query loss after adaptation.
+        metrics: scalar for each compiled metric, on the query predictions after adaptation.
+    """
+
+    gradients: list[tf.Tensor]
+    loss: tf.Tensor
+    metrics: dict[str, tf.Tensor]

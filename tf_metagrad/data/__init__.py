@@ -1,0 +1,12 @@
+"""Streams of few-shot tasks, as infinite `tf.data` datasets of batches of `Task`.
+
+`from_arrays` makes tasks from any labelled arrays; the others are benchmarks of the literature. All are seeded: the
+same seed gives the same tasks in every process and on every machine, and `start=n` resumes at batch n.
+"""
+
+from tf_metagrad.data._episodes import from_arrays
+from tf_metagrad.data._mnist1d import mnist1d
+from tf_metagrad.data._omniglot import omniglot
+from tf_metagrad.data._sinusoid import sinusoid
+
+__all__ = ["from_arrays", "mnist1d", "omniglot", "sinusoid"]

@@ -1,0 +1,353 @@
+"""`MetaLearner`: a Keras model, a loss, an inner optimiser and a meta-gradient estimator."""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_metagrad import _checks, _execution
+from tf_metagrad._model import FunctionalModel
+from tf_metagrad._problem import Problem, TaskFunctions
+from tf_metagrad._types import MetaGradient, Task
+from tf_metagrad.estimators import MAML, Estimator
+from tf_metagrad.inner import AdaptingWeights, GradientDescent
+
+_SEED = "seed_generator_state"
+
+
+class Evaluation(NamedTuple):
+    """Means over tasks, with half-widths of the 95 % confidence intervals, 1.96 s / sqrt(count), by metric name."""
+
+    mean: dict[str, float]
+    confidence: dict[str, float]
+    count: int
+
+    def __str__(self) -> str:
+        """Return e.g. `accuracy 0.953 +/- 0.006, loss 0.141 +/- 0.018 (600 tasks)`."""
+        parts = [f"{name} {self.mean[name]:.4f} +/- {self.confidence[name]:.4f}" for name in sorted(self.mean)]
+        return f"{', '.join(parts)} ({self.count} tasks)"
+
+
+class MetaLearner(keras.Model):
+    """Learns an initialisation of `model` that adapts to a task in a few gradient steps.
+
+    The model is only ever called through `stateless_call`. Its weights change by the meta-optimizer and by nothing
+    else; adaptation and evaluation leave no trace in it, nor in its batch-normalisation averages.
+
+    Args:
+        model: any built `keras.Model`.
+        loss: `loss(y_true, y_pred)`, or a name that `keras.losses.get` knows.
+        inner: the inner optimiser, e.g. `mg.inner.GradientDescent(steps=5, learning_rate=0.01)`.
+        estimator: how the meta-gradient is computed; may be reassigned at any time.
+        adapt: `"all"`, or the names of the layers that adapt (ANIL); the other weights are shared by all tasks and
+            are trained by the meta-gradient only.
+        normalization: `"batch"`: BatchNormalization uses the statistics of the batch at hand, in adaptation and in
+            prediction, as MAML does, so predictions on a query set depend on the whole set. `"stored"`: it uses the
+            model's stored averages.
+        execution: `"auto"`, `"vectorize"`, `"map"` or `"loop"`: how the tasks of a batch are run.
+        jit_compile: `"auto"`, True or False: whether XLA compiles the step.
+
+    Raises:
+        ValueError: the model is not built, a layer does not exist, the estimator does not fit the inner optimiser.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
+        >>> learner = MetaLearner(model, loss="mse", inner=GradientDescent(steps=2, learning_rate=0.1))
+        >>> x = tf.linspace([0.0], [1.0], 5)
+        >>> weights = learner.adapt(x, 2 * x)
+        >>> learner.predict_adapted(weights, x).shape
+        TensorShape([5, 1])
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Callable | str,
+        inner: GradientDescent,
+        estimator: Estimator | None = None,
+        adapt: str | Sequence[str] = "all",
+        normalization: str = "batch",
+        execution: str = "auto",
+        jit_compile: bool | str = "auto",
+        name: str = "meta_learner",
+    ):
+        """Check and store the parts; see the class."""
+        super().__init__(name=name)
+        _checks.check_model(model)
+        if normalization not in ("batch", "stored"):
+            raise ValueError(f'`normalization` must be "batch" or "stored". Received: {normalization!r}.')
+        if not isinstance(inner, GradientDescent):
+            raise ValueError(f"`inner` must be an inner optimiser of `mg.inner`. Received: {inner!r}.")
+        self.model = model
+        self.inner = inner
+        self.task_loss = keras.losses.get(loss)
+        adapting = _checks.adapting_indices(model, adapt)
+        chosen = [model.trainable_variables[i] for i in adapting]
+        self.adapting_weights = AdaptingWeights([tuple(v.shape) for v in chosen], _checks.layer_numbers(chosen))
+        self.rates = [
+            self.add_weight(name=key, shape=value.shape, initializer=_constant(value))
+            for key, value in inner.initial_rates(self.adapting_weights).items()
+        ]
+        self.execution = _execution.choose(execution, jit_compile, model)
+        self._functions = TaskFunctions(FunctionalModel(model, self.task_loss, normalization), adapting)
+        self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
+        self._has_metrics = False
+        self._estimator = None
+        self.estimator = estimator or MAML()
+        self.built = True
+
+    @property
+    def estimator(self) -> Estimator:
+        """How the meta-gradient is computed."""
+        return self._estimator
+
+    @estimator.setter
+    def estimator(self, value: Estimator) -> None:
+        self.check_estimator(value)
+        self._estimator = value
+
+    def check_estimator(self, value: Estimator) -> None:
+        """Raise `ValueError` unless `value` is an estimator that this learner can use."""
+        if not isinstance(value, Estimator):
+            raise ValueError(
+                f"`estimator` must be a value such as mg.estimators.BinomMAML(truncation=2). Received: {value!r}."
+            )
+        value.check(self.inner)
+
+    @property
+    def meta_variables(self) -> list[keras.Variable]:
+        """What the meta-optimizer trains: the model's trainable variables, then the learned rates."""
+        return [*self.model.trainable_variables, *self.rates]
+
+    @property
+    def ways(self) -> int | None:
+        """The number of classes where targets are class labels, else None."""
+        sparse = isinstance(self.task_loss, keras.losses.SparseCategoricalCrossentropy) or (
+            self.task_loss is keras.losses.sparse_categorical_crossentropy
+        )
+        shape = getattr(self.model, "output_shape", None) if sparse else None
+        return shape[-1] if isinstance(shape, tuple) and len(shape) == 2 else None
+
+    def call(self, inputs, training=False):
+        """Return the predictions of the model at the initialisation, without adaptation."""
+        return self.model(inputs, training=training)
+
+    def compile(self, optimizer: Any = "adam", metrics: Any = None) -> None:
+        """Set the meta-optimizer and the metrics of the query predictions, as in `keras.Model.compile`."""
+        super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
+        self.optimizer.build(self.meta_variables)
+        self._has_metrics = bool(metrics)
+
+    # Running tasks -----------------------------------------------------------------------------------------------
+
+    def run_tasks(
+        self,
+        body: Callable,
+        tasks: Task,
+        seed: Any,
+        inner: GradientDescent | None = None,
+        execution: _execution.Execution | None = None,
+    ):
+        """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
+
+        Args:
+            body: written in terms of a `Problem`.
+            tasks: a batch of tasks.
+            seed: an integer; the randomness of layers such as Dropout is a function of it and the task's index.
+            inner: another inner optimiser than the learner's.
+            execution: another way to run than the learner's.
+        """
+        execution = execution or self.execution
+        theta = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
+        rates = [tf.convert_to_tensor(v) for v in self.rates]
+        state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
+        seeded = [v.name == _SEED for v in self.model.non_trainable_variables]
+        count = tf.nest.flatten(tasks)[0].shape[0]
+        seeds = tf.random.stateless_uniform(
+            [count, 2], tf.stack([tf.cast(seed, tf.int64), 0]), maxval=2**31 - 1, dtype=tf.int64, alg="philox"
+        )
+        make = functools.partial(
+            Problem, self._functions, inner or self.inner, self.adapting_weights, theta, rates, execution=execution
+        )
+        if execution.tasks == "vectorize":
+            stacked = [
+                tf.cast(seeds, s.dtype) if is_seed else tf.broadcast_to(s, [count, *s.shape])
+                for s, is_seed in zip(state, seeded, strict=True)
+            ]
+            return body(make(state=stacked, task=tasks, stacked=True))
+
+        def one(elements):
+            task, own_seed = elements
+            own = [tf.cast(own_seed, s.dtype) if i else s for s, i in zip(state, seeded, strict=True)]
+            return body(make(state=own, task=task, stacked=False))
+
+        return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)
+
+    def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None):
+        """Return `(gradients, query losses, query predictions)`; to be called while tracing a compiled step."""
+
+        def body(problem):
+            estimate = (estimator or self.estimator).estimate(problem)
+            return [*estimate.gradients, *estimate.rate_gradients], (estimate.query.loss, estimate.query.predictions)
+
+        gradients, (losses, predictions) = self.run_tasks(body, tasks, seed)
+        return gradients, losses, predictions
+
+    def compiled_function(self, kind: str, key: Any, function: Callable) -> Callable:
+        """Return `function` compiled for this device, made once for each `(kind, key)`."""
+        if (kind, key) not in self._cache.functions:
+            self._cache.functions[kind, key] = tf.function(
+                function, autograph=False, jit_compile=self.execution.jit_compile
+            )
+        return self._cache.functions[kind, key]
+
+    def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Apply one compiled meta-update; return the query loss and the running values of the compiled metrics."""
+        estimator = self.estimator
+        if ("update", estimator) not in self._cache.functions:
+            gradient = self.compiled_function("gradient", estimator, lambda t, s: self.estimate(t, s, estimator))
+            self._build_metrics(tasks, gradient.get_concrete_function(tasks, seed).structured_outputs[2])
+            self._cache.functions["update", estimator] = tf.function(
+                functools.partial(self._update, gradient), autograph=False
+            )
+        return self._cache.functions["update", estimator](tasks, seed)
+
+    def _update(self, gradient: Callable, tasks: Task, seed: tf.Tensor):
+        gradients, losses, predictions = gradient(tasks, seed)
+        with tf.name_scope("meta_optimizer"):
+            self.optimizer.apply(gradients, self.meta_variables)
+        return tf.reduce_mean(losses), self._running_metrics(tasks.query_y, predictions)
+
+    # What users call ---------------------------------------------------------------------------------------------
+
+    def meta_gradient(self, tasks: Task, seed: int = 0) -> MetaGradient:
+        """Return the meta-gradient, the mean over a batch of tasks; nothing is changed.
+
+        Args:
+            tasks: a `Task` whose parts have a leading axis of tasks.
+            seed: the randomness of layers such as Dropout is a function of it.
+
+        Returns:
+            `MetaGradient(gradients, loss, metrics)`, the gradients in the order of `meta_variables`.
+
+        Raises:
+            ValueError: NaN in the data, labels outside of the ways, a support set that lacks a class.
+        """
+        tasks = self.check_tasks(tasks)
+        estimator = self.estimator
+        function = self.compiled_function("gradient", estimator, lambda t, s: self.estimate(t, s, estimator))
+        gradients, losses, predictions = function(tasks, tf.constant(seed, tf.int64))
+        return MetaGradient(list(gradients), tf.reduce_mean(losses), self.metrics_of(tasks.query_y, predictions))
+
+    def adapt(self, support_x: Any, support_y: Any, steps: int | None = None, seed: int = 0) -> list[tf.Tensor]:
+        """Return the weights adapted to one task, in the order of the model's trainable variables.
+
+        Args:
+            support_x: `[support, ...]`, the examples.
+            support_y: `[support, ...]`, their targets.
+            steps: K, if other than the inner optimiser's.
+            seed: the randomness of layers such as Dropout is a function of it.
+
+        Raises:
+            ValueError: as for `meta_gradient`.
+        """
+        task = Task(support_x, support_y, support_x, support_y)
+        batch = self.check_tasks(tf.nest.map_structure(lambda t: tf.convert_to_tensor(t)[None], task))
+        inner = self._inner(steps)
+
+        def body(problem):
+            return [], problem.adapt().end
+
+        function = self.compiled_function("adapt", inner, lambda t, s: self.run_tasks(body, t, s, inner)[1])
+        adapted = function(batch, tf.constant(seed, tf.int64))
+        return self.full_weights([phi[0] for phi in adapted])
+
+    def full_weights(self, phi: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Return all weights: `phi` for those that adapt, the initialisation's for the shared ones."""
+        weights = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
+        for index, value in zip(self._functions.adapting, phi, strict=True):
+            weights[index] = value
+        return weights
+
+    def predict_adapted(self, weights: Sequence[tf.Tensor], query_x: Any) -> Any:
+        """Return the predictions `[query, ...]` of adapted weights; Dropout is off, as in `keras.Model.predict`."""
+        state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
+        return self._functions.model.predict(weights, state, query_x, training=False)[0]
+
+    def evaluate_tasks(
+        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0
+    ) -> Evaluation:
+        """Adapt to `count` tasks and judge each on its query set.
+
+        Args:
+            tasks: batches of tasks, e.g. a dataset of `mg.data`; the first `count` tasks are used.
+            count: number of tasks.
+            steps: K, if other than the inner optimiser's.
+            seed: the randomness of layers such as Dropout during adaptation is a function of it.
+
+        Returns:
+            `Evaluation`: mean and 95 % confidence half-width of the loss and of each compiled metric.
+
+        Raises:
+            ValueError: as for `meta_gradient`; or `tasks` ends before `count` tasks.
+        """
+        inner = self._inner(steps)
+
+        def body(problem):
+            path = problem.adapt()
+            return [], problem.query_loss(path.end, path.state, training=False)
+
+        function = self.compiled_function("evaluate", inner, lambda t, s: self.run_tasks(body, t, s, inner)[1])
+        rows: list[dict[str, float]] = []
+        for index, batch in enumerate(tasks):
+            batch = self.check_tasks(batch)
+            losses, predictions = function(batch, tf.constant(seed + index, tf.int64))
+            for i, loss in enumerate(losses.numpy()):
+                one = tf.nest.map_structure(lambda t: t[i : i + 1], (batch.query_y, predictions))  # noqa: B023
+                rows.append({"loss": float(loss), **{k: float(v) for k, v in self.metrics_of(*one).items()}})
+            if len(rows) >= count:
+                return _summary(rows[:count])
+        raise ValueError(f"`tasks` must hold at least count={count} tasks. Received: {len(rows)}. Lower `count`.")
+
+    def check_tasks(self, tasks: Task) -> Task:
+        """Return the batch as tensors; raise `ValueError` where it is not fit to learn from."""
+        _checks.check_tasks(tasks, self.ways)
+        return Task(*tf.nest.map_structure(tf.convert_to_tensor, tuple(tasks)))
+
+    def metrics_of(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
+        """Return the compiled metrics of targets and predictions `[tasks, query, ...]`, all tasks taken together."""
+        self.reset_metrics()
+        return self._running_metrics(y_true, y_pred)
+
+    def _running_metrics(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
+        if not self._has_metrics:
+            return {}
+        flat = [tf.nest.map_structure(lambda t: tf.reshape(t, [-1, *t.shape[2:]]), v) for v in (y_true, y_pred)]
+        results = self.compute_metrics(None, *flat)
+        results.pop("loss", None)
+        return results
+
+    def _build_metrics(self, tasks: Task, predictions: Any) -> None:
+        """Let Keras make its metric variables, which it does at the first call, outside of the compiled step."""
+        if self._has_metrics and not self.metrics_variables:
+            zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), predictions)
+            self.metrics_of(tasks.query_y, zeros)
+            self.reset_metrics()
+
+    def _inner(self, steps: int | None) -> GradientDescent:
+        return self.inner if steps is None else dataclasses.replace(self.inner, steps=steps)
+
+
+def _constant(value: np.ndarray) -> keras.initializers.Initializer:
+    return lambda shape, dtype=None: tf.constant(value, dtype, shape)
+
+
+def _summary(rows: list[dict[str, float]]) -> Evaluation:
+    values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    half = {name: float(1.96 * v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else 0.0 for name, v in values.items()}
+    return Evaluation({name: float(v.mean()) for name, v in values.items()}, half, len(rows))
