@@ -25,10 +25,6 @@ class Execution(NamedTuple):
     jit_compile: bool
 
 
-def _leaf_layers(model: keras.Model) -> list[keras.Layer]:
-    return [layer for layer in model._flatten_layers(include_self=False) if layer.weights or layer.count_params()]
-
-
 def _is_dense(model: keras.Model) -> bool:
     """True where every layer with weights is a `Dense` layer: the nets that XLA on a CPU runs faster."""
     owners = [layer for layer in model._flatten_layers() if layer._trainable_variables]

@@ -1,8 +1,8 @@
 """Gradients and Hessian-vector products: the only file that nests tapes and accumulators.
 
-The HVP is forward-over-reverse, H v = d/de grad(phi + e v) at e = 0: a `ForwardAccumulator` carries the tangent v through
-a `GradientTape`. TensorFlow cannot do so through some graph-mode loops (LSTM, GRU); those take reverse-over-reverse,
-H v = grad <grad(phi), v>. Both return the gradient too, which either computes on its way.
+The HVP is forward-over-reverse, H v = d/de grad(phi + e v) at e = 0: a `ForwardAccumulator` carries the tangent v
+through a `GradientTape`. TensorFlow cannot do so through some graph-mode loops (LSTM, GRU); those take
+reverse-over-reverse, H v = grad <grad(phi), v>. Both return the gradient too, which either computes on its way.
 
 A loss function takes a full list of weights and returns `(loss, aux)`. `wrt` lists the indices of the weights that
 adapt. Gradients and products are dense: `IndexedSlices` are converted, unused weights are filled with zeros.
@@ -37,7 +37,7 @@ def forward_over_reverse(loss_fn: LossFunction, weights: Params, wrt: Sequence[i
     chosen = [weights[i] for i in wrt]
     with tf.autodiff.ForwardAccumulator(chosen, list(vector)) as accumulator:
         _, _, gradient = value_and_gradient(loss_fn, weights, range(len(weights)))
-    return gradient, accumulator.jvp(gradient, unconnected_gradients=_ZERO)
+    return gradient, [tf.convert_to_tensor(h) for h in accumulator.jvp(gradient, unconnected_gradients=_ZERO)]
 
 
 def reverse_over_reverse(loss_fn: LossFunction, weights: Params, wrt: Sequence[int], vector: Params):

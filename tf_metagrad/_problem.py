@@ -23,7 +23,7 @@ class Path(NamedTuple):
         state: the model's non-trainable state after step K.
         iterates: phi^k of the last `keep` steps, stacked `[keep, ...]`.
         states: the state that each of those steps read, stacked `[keep, ...]`.
-        gradients: support gradients of the steps before those, stacked `[K - keep, ...]`; empty unless rates are learned.
+        gradients: support gradients of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
     """
 
     end: Params

@@ -5,11 +5,11 @@
 | theta     | `meta_params`      | the learned initialisation: the model's trainable variables, in order    |
 | phi^k     | `iterates[k]`      | a task's weights after k inner steps; phi^0 = theta                      |
 | K, alpha  | `steps`, `learning_rate` | length and step size of the inner loop                             |
-| D_k       | `rates`            | step size of inner step k, as a diagonal: alpha where a weight adapts, 0 where it is shared |
+| D_k       | `rates`            | rate of step k as a diagonal: alpha where a weight adapts, 0 where shared |
 | l_trn     | support loss       | loss on the task's support (training) set                                |
 | l_val     | query loss         | loss on the task's query (validation) set                                |
 | g^K       | `query_gradient`   | gradient of the query loss at phi^K                                      |
-| H^k       | -                  | Hessian of the support loss at phi^k, only ever met as a Hessian-vector product (HVP) |
+| H^k       | -                  | Hessian of the support loss at phi^k, met as Hessian-vector product (HVP) |
 | v         | `adjoint`          | the vector that the products (I - H^k D_k) act on, g^K at first          |
 | L, C      | `truncation`, `horizon` | order kept by Trunc/Binom; how many last Hessians the hybrid keeps  |
 """

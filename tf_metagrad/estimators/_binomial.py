@@ -10,10 +10,12 @@ H^k .. H^{K-1}:
     v_0[k] = g^K;   v_l[k] = v_l[k+1] - H^k D_k v_{l-1}[k+1];   the answer is v_L[0].
 
 At level l only k = L-l .. K-l is needed: K-L+1 independent HVPs, which run in parallel, and a cumulative sum.
-Cost: L (K-L+1) HVPs, L deep. Memory: the last C iterates and K-L+1 adjoints. BinomTruncMAML(L, C), eq. (39), uses the last C Hessians only.
+Cost: L (K-L+1) HVPs, L deep. Memory: K iterates and K-L+1 adjoints. BinomTruncMAML(L, C), eq. (39), uses the last C
+Hessians only.
 
 Deviations: Algorithm 1 starts at H^L .. H^K, and H^K does not exist; the indices here are those of Algorithm 2. The
-substitution alpha' = L alpha / K of appendix C.2 costs accuracy as an estimator; it is the option `rescale`, off by default.
+substitution alpha' = L alpha / K of appendix C.2 costs accuracy as an estimator; it is the option `rescale`, off by
+default.
 """
 
 import dataclasses
