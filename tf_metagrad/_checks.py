@@ -60,6 +60,10 @@ def check_tasks(task: Task, ways: int | None) -> None:
         task: a batch of tasks, with a leading axis.
         ways: number of classes where targets are class labels `[tasks, examples]`; None for other targets.
     """
+    if not isinstance(task, tuple) or len(task) != len(Task._fields):
+        raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
+    task = Task(*task)
+    check_shapes(task)
     for name, part in task._asdict().items():
         for leaf in tf.nest.flatten(part):
             check_finite(name, np.asarray(leaf))
@@ -69,6 +73,19 @@ def check_tasks(task: Task, ways: int | None) -> None:
         check_labels(name, np.asarray(getattr(task, name)), ways)
     for index, labels in enumerate(np.asarray(task.support_y)):
         check_support(labels, ways, f"task {index} of the batch")
+
+
+def check_shapes(task: Task) -> None:
+    """Raise unless all parts have as many tasks, and inputs as many examples as their targets."""
+    shapes = {name: [tuple(np.shape(leaf)) for leaf in tf.nest.flatten(part)] for name, part in task._asdict().items()}
+    support = {shape[:2] for shape in shapes["support_x"] + shapes["support_y"]}
+    query = {shape[:2] for shape in shapes["query_x"] + shapes["query_y"]}
+    agree = len(support) == len(query) == 1 and all(len(shape) == 2 for shape in support | query)
+    if not agree or len({shape[0] for shape in support | query}) != 1:
+        raise ValueError(
+            "The parts of a batch of tasks must have the shapes [tasks, examples, ...], with the same number of tasks, "
+            f"and as many targets as inputs. Received: {', '.join(f'{n} {v[0]}' for n, v in shapes.items())}."
+        )
 
 
 def check_finite(name: str, values: np.ndarray) -> None:

@@ -38,7 +38,7 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
 
     Raises:
         ValueError: the model has several inputs or outputs, or a free axis other than the first.
-        FileExistsError: the folder exists and `overwrite` is False.
+        FileExistsError: the folder exists and `overwrite` is False, or it is not a SavedModel.
 
     Example:
         >>> import tempfile
@@ -53,15 +53,23 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
     path = os.fspath(path)
     if os.path.exists(path) and not overwrite:
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
+    if os.path.exists(path) and not tf.saved_model.contains_saved_model(path):
+        raise FileExistsError(f"Only a SavedModel is replaced. Received: {path!r}, which is none. Choose another path.")
+    archive = _archive(learner)
     parent = os.path.dirname(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix=".export-", dir=parent)
     try:
-        whole = os.path.join(scratch, "saved_model")
-        _archive(learner).write_out(whole, verbose=False)
+        whole, old = os.path.join(scratch, "saved_model"), os.path.join(scratch, "old")
+        archive.write_out(whole, verbose=False)
         if os.path.exists(path):
-            os.replace(path, os.path.join(scratch, "old"))
-        os.replace(whole, path)
+            os.replace(path, old)
+        try:
+            os.replace(whole, path)
+        except OSError:
+            if os.path.exists(old):
+                os.replace(old, path)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path

@@ -1,98 +1,141 @@
-"""The tasks that `train.py` knows: data, network, loss, and default settings of each."""
+"""The flags of `train.py`, in groups, and each task's defaults. It imports no TensorFlow, so that --help is quick."""
 
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import keras
-
-import tf_metagrad as mg
+from absl import app, flags
 
 Settings = dict[str, Any]
 
-
-class TaskSettings(NamedTuple):
-    """One kind of task: defaults of the flags, `make_model(settings)`, `make_tasks(settings, options)`."""
-
-    defaults: Settings
-    make_model: Callable
-    make_tasks: Callable
-
-
-# 400 steps of 4 tasks take about a minute on two CPU cores.
-MNIST1D = dict(
-    steps=400,
-    meta_batch=4,
-    ways=3,
-    shots=5,
-    queries=10,
-    inner_steps=5,
-    inner_learning_rate=0.1,
-    meta_learning_rate=3e-3,
-)
-SINUSOID = dict(
-    steps=2000, meta_batch=25, ways=2, shots=10, queries=10, inner_steps=5, inner_learning_rate=0.01,
-    meta_learning_rate=1e-3,
-)  # fmt: skip
-OMNIGLOT = dict(
-    steps=4000, meta_batch=8, ways=5, shots=1, queries=15, inner_steps=5, inner_learning_rate=0.1,
-    meta_learning_rate=2e-3,
-)  # fmt: skip
-
-SEEDS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # streams of tasks never share a seed
-
-
-def _episode(settings: Settings, *names: str) -> Settings:
-    return {name: settings[name] for name in names}
-
-
-def _classifier(model: keras.Model):
-    return model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
-
-
-def mnist1d_tasks(settings: Settings, options: Settings) -> Callable:
-    """Return `stream(split, start)`; validation draws its own tasks of the training examples."""
-
-    def stream(split: str, start: int):
-        part = "test" if split == "test" else "train"
-        sizes = _episode(settings, "ways", "shots", "queries", "meta_batch")
-        return mg.data.mnist1d(part, **sizes, seed=settings["seed"] + SEEDS[split], start=start)
-
-    return stream
-
-
-def sinusoid_tasks(settings: Settings, options: Settings) -> Callable:
-    """Return `stream(split, start)`."""
-
-    def stream(split: str, start: int):
-        sizes = _episode(settings, "shots", "queries", "meta_batch")
-        return mg.data.sinusoid(**sizes, seed=settings["seed"] + SEEDS[split], start=start)
-
-    return stream
-
-
-def omniglot_tasks(settings: Settings, options: Settings) -> Callable:
-    """Return `stream(split, start)`."""
-
-    def stream(split: str, start: int):
-        sizes = _episode(settings, "ways", "shots", "queries", "meta_batch")
-        where = {"data_dir": options["data_dir"], "download": options["download"]}
-        return mg.data.omniglot(split, **sizes, **where, seed=settings["seed"] + SEEDS[split], start=start)
-
-    return stream
-
-
-TASKS = {
-    "mnist1d": TaskSettings(MNIST1D, lambda s: _classifier(mg.models.conv1d(s["ways"])), mnist1d_tasks),
-    "sinusoid": TaskSettings(SINUSOID, lambda s: (mg.models.mlp(), "mse", None), sinusoid_tasks),
-    "omniglot": TaskSettings(
-        OMNIGLOT,
-        lambda s: _classifier(mg.models.conv2d(s["ways"], filters=s["filters"], pool=s["pool"])),
-        omniglot_tasks,
+# 400 steps of 4 tasks of MNIST-1D take about a minute on two CPU cores.
+DEFAULTS = {
+    "mnist1d": dict(
+        steps=400, meta_batch=4, ways=3, shots=5, queries=10, inner_steps=5, inner_learning_rate=0.1,
+        meta_learning_rate=3e-3,
     ),
-}
+    "sinusoid": dict(
+        steps=2000, meta_batch=25, shots=10, queries=10, inner_steps=5, inner_learning_rate=0.01,
+        meta_learning_rate=1e-3,
+    ),
+    "omniglot": dict(
+        steps=4000, meta_batch=8, ways=5, shots=1, queries=15, inner_steps=5, inner_learning_rate=0.1,
+        meta_learning_rate=2e-3, filters=64, pool=True,
+    ),
+}  # fmt: skip
+ESTIMATOR = "BinomMAML(truncation=2)"
+
+# The groups of --help. The first three are the run's configuration; what is in RUN may change from call to call.
+GROUPS = TASK, ADAPTATION, TRAINING, RUN = "Task", "Adaptation", "Training", "Run"
 
 
-def settings_of(given: Settings) -> Settings:
-    """Return the settings of a run: the flags that were given, and the task's defaults for the others."""
-    defaults = TASKS[given["task"]].defaults
-    return {name: defaults[name] if value is None else value for name, value in given.items()}
+def _by_task(define: Callable, name: str, text: str, **options: Any) -> None:
+    defaults = ", ".join(str(task.get(name, "-")) for task in DEFAULTS.values())
+    define(name, None, f"{text} [{defaults}].", **options)
+
+
+flags.DEFINE_enum("task", "mnist1d", list(DEFAULTS), "What is learned.", module_name=TASK)
+_by_task(flags.DEFINE_integer, "ways", "Classes in a task", lower_bound=2, module_name=TASK)
+_by_task(flags.DEFINE_integer, "shots", "Support examples of a class", lower_bound=1, module_name=TASK)
+_by_task(flags.DEFINE_integer, "queries", "Query examples of a class", lower_bound=1, module_name=TASK)
+_by_task(flags.DEFINE_integer, "filters", "Filters of each convolution", lower_bound=1, module_name=TASK)
+_by_task(flags.DEFINE_bool, "pool", "2x2 max-pooling; --nopool: convolutions of stride 2", module_name=TASK)
+
+flags.DEFINE_list(
+    "adapt", ["all"], "Names of the layers that adapt; the others are shared by all tasks.", module_name=ADAPTATION
+)
+_by_task(
+    flags.DEFINE_integer, "inner_steps", "K, gradient steps of the adaptation", lower_bound=1, module_name=ADAPTATION
+)
+_by_task(
+    flags.DEFINE_float, "inner_learning_rate", "alpha, size of a gradient step", lower_bound=0, module_name=ADAPTATION
+)
+flags.DEFINE_enum(
+    "learn_rates", "none", ["none", "scalar", "per_layer_and_step", "per_parameter"],
+    "Learn the step sizes with the initialisation, from --inner_learning_rate on.", module_name=ADAPTATION,
+)  # fmt: skip
+
+flags.DEFINE_string(
+    "estimator", None, f"Meta-gradient, such as MAML or TruncMAML(1) [{ESTIMATOR}].", module_name=TRAINING
+)
+flags.DEFINE_string(
+    "schedule", None, 'Estimators by step, in place of --estimator: "0: FOMAML, 300: BinomMAML(1)".',
+    module_name=TRAINING,
+)  # fmt: skip
+_by_task(flags.DEFINE_integer, "steps", "Number of meta-updates", lower_bound=1, module_name=TRAINING)
+_by_task(flags.DEFINE_integer, "meta_batch", "Tasks in a meta-update", lower_bound=1, module_name=TRAINING)
+_by_task(flags.DEFINE_float, "meta_learning_rate", "Adam's learning rate", lower_bound=0, module_name=TRAINING)
+flags.DEFINE_bool(
+    "cosine_decay", True, "Let Adam's learning rate fall to a hundredth by a half cosine.", module_name=TRAINING
+)
+flags.DEFINE_integer(
+    "epoch_steps", 100, "Meta-updates between validations, each with a checkpoint.", 1, module_name=TRAINING
+)
+flags.DEFINE_integer("validation_tasks", 40, "Tasks of each validation.", 1, module_name=TRAINING)
+flags.DEFINE_integer("evaluation_tasks", 600, "Unseen tasks of the final evaluation.", 2, module_name=TRAINING)
+flags.DEFINE_integer(
+    "seed", 0, "Seed of the weights, of the tasks, and of layers such as Dropout.", 0, module_name=TRAINING
+)
+flags.DEFINE_enum(
+    "execution", "auto", ["auto", "vectorize", "map", "loop"], "How the tasks of a batch are run.",
+    module_name=TRAINING,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "jit_compile", "auto", ["auto", "true", "false"], "Whether XLA compiles the step.", module_name=TRAINING
+)
+
+flags.DEFINE_string("output", None, "Output folder [runs/<task>].", module_name=RUN)
+flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps its datasets.", module_name=RUN)
+flags.DEFINE_bool("download", False, "Fetch the dataset where it is missing.", module_name=RUN)
+flags.DEFINE_list("profile_steps", None, "First and last step of a TensorBoard profile, as 20,25.", module_name=RUN)
+flags.DEFINE_integer("verbose", 1, "1: progress bar, 2: a line for each epoch, 0: results only.", 0, 2, module_name=RUN)
+
+
+def parse(argv: list[str], documentation: str) -> list[str]:
+    """Parse the command line; where it asks for help, print the documentation and the groups of flags, and exit."""
+    if {"--help", "-help", "--helpshort", "-h", "-?"} & set(argv[1:]):
+        print(documentation, *(flags.FLAGS.module_help(group) for group in GROUPS), sep="\n")
+        sys.exit()
+    return app.parse_flags_with_usage(argv)
+
+
+def read() -> tuple[Settings, Settings]:
+    """Return the run's configuration, with the task's defaults for flags that were not given, and the options of RUN.
+
+    Raises:
+        ValueError: flags that do not go together.
+    """
+    values = {group: {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(group)} for group in GROUPS}
+    options = values.pop(RUN)
+    settings = {name: value for group in values.values() for name, value in group.items()}
+    options["profile_steps"] = _window(options["profile_steps"])
+    defaults = DEFAULTS[settings["task"]]
+    for name in set().union(*DEFAULTS.values()) - defaults.keys():
+        if settings.pop(name) is not None:
+            raise ValueError(
+                f"--{name} means nothing to --task={settings['task']}. Leave it out, or choose another task."
+            )
+    if settings["schedule"] is None and settings["estimator"] is None:
+        settings["estimator"] = ESTIMATOR
+    elif settings["schedule"] is not None and settings["estimator"] is not None:
+        raise ValueError(
+            "Only one of --estimator and --schedule can be given. Received: "
+            f"--estimator={settings['estimator']!r}, --schedule={settings['schedule']!r}. "
+            "Put the estimator into the schedule, at step 0."
+        )
+    return {name: defaults.get(name) if value is None else value for name, value in settings.items()}, options
+
+
+def _window(entries: list[str] | None) -> tuple[int, int] | None:
+    if entries is None:
+        return None
+    if (
+        len(entries) != 2
+        or not all(entry.isdecimal() for entry in entries)
+        or not 0 < int(entries[0]) <= int(entries[1])
+    ):
+        raise ValueError(
+            "--profile_steps must be the first and the last step, counted from 1, such as 20,25. "
+            f"Received: {','.join(entries)!r}."
+        )
+    return int(entries[0]), int(entries[1])

@@ -39,12 +39,13 @@ def binomial(problem: Problem, path: Path, query_gradient: Params, truncation: i
     if L == 0:
         return query_gradient, recorded_rate_gradients(problem, path, query_gradient)
     parallel = C - L + 1
+    curvatures = tf.function(problem.parallel_curvature, autograph=False)  # traced once, called at every level
     level = [tf.repeat(g[None], parallel, axis=0) for g in query_gradient]  # v_0[k+1], k = L-1 .. C-1
     for l in range(1, L + 1):  # noqa: E741
         steps = slice(L - l, C - l + 1)
         phi, state = [p[steps] for p in path.iterates], [s[steps] for s in path.states]
         with tf.name_scope(f"hvp_level_{l}"):
-            gradients, products = problem.parallel_curvature(phi, state, first + tf.range(C)[steps], level)
+            gradients, products = curvatures(phi, state, first + tf.range(C)[steps], level)
         last = _tree.at(level, -1)  # v_{l-1}[C-l+1] = v_l[C-l+1]
         share = problem.rate_gradients(tf.constant(first + C - l), problem.adapting(_tree.at(gradients, -1)), last)
         rate_gradients = _tree.add(rate_gradients, share)

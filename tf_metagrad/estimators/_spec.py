@@ -1,4 +1,4 @@
-"""Estimators written as text, for command lines and configuration files."""
+"""Estimators, and schedules of them, written as text, for command lines and configuration files."""
 
 import ast
 
@@ -18,23 +18,56 @@ def parse(text: str) -> Estimator:
         >>> parse("BinomMAML(truncation=2)")
         BinomMAML(truncation=2, rescale=False)
     """
+    try:
+        return _estimator(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"An estimator is a name with plain arguments, such as BinomMAML(truncation=2). Received: {text!r}."
+        ) from error
+
+
+def parse_schedule(text: str) -> dict[int, Estimator]:
+    """Return the `{step: estimator}` that `text` describes, in Python's notation for what a dict holds.
+
+    Args:
+        text: e.g. `"0: FOMAML, 1000: BinomMAML(1), 2000: MAML"`.
+
+    Raises:
+        ValueError: as for `parse`; steps that are not whole numbers, or that come twice; text in another form.
+
+    Example:
+        >>> parse_schedule("0: FOMAML, 1000: BinomTruncMAML(1, 4)")
+        {0: FOMAML(), 1000: BinomTruncMAML(truncation=1, horizon=4)}
+    """
+    try:
+        entries = ast.parse("{" + text + "}", mode="eval").body
+        steps = [key.value for key in entries.keys]
+        estimators = [_estimator(value) for value in entries.values]
+    except (SyntaxError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f'A schedule is steps with estimators, such as "0: FOMAML, 1000: BinomMAML(1)". Received: {text!r}.'
+        ) from error
+    if not all(type(step) is int for step in steps) or len(set(steps)) < len(steps):
+        raise ValueError(f"The steps of a schedule must be whole numbers, each once. Received: {text!r}.")
+    return dict(zip(steps, estimators, strict=True))
+
+
+def _estimator(node: ast.expr) -> Estimator:
+    """Return what a name or a call stands for; AttributeError or TypeError where it is neither, with plain values."""
     from tf_metagrad import estimators
 
     known = {name: getattr(estimators, name) for name in estimators.__all__}
     known = {name: value for name, value in known.items() if isinstance(value, type) and value is not Estimator}
+    call = ast.Call(node, [], []) if isinstance(node, ast.Name) else node
+    name = call.func.id
     try:
-        call = ast.parse(text.strip(), mode="eval").body
-        call = ast.Call(call, [], []) if isinstance(call, ast.Name) else call
-        name = call.func.id
-        args = [ast.literal_eval(node) for node in call.args]
+        args = [ast.literal_eval(argument) for argument in call.args]
         kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"An estimator is written as a name with plain arguments, such as BinomMAML(truncation=2). Received: {text!r}."
-        ) from error
+    except ValueError as error:
+        raise TypeError("An argument is not a plain value.") from error
     if name not in known:
         raise ValueError(f"Unknown estimator. Received: {name!r}. Known: {', '.join(sorted(known))}.")
     try:
         return known[name](*args, **kwargs)
     except TypeError as error:
-        raise ValueError(f"Wrong arguments for {name}. Received: {text!r}. {error}.") from error
+        raise ValueError(f"Wrong arguments for {name}. Received: {ast.unparse(node)!r}. {error}.") from error

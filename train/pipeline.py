@@ -1,0 +1,84 @@
+"""From settings to a trained, judged and exported learner."""
+
+import pathlib
+from typing import Any
+
+import keras
+import tensorflow as tf
+from runs import HistoryFile, output_folder, write_json
+from tasks import TASKS, stream
+
+import tf_metagrad as mg
+from tf_metagrad.estimators._spec import parse_schedule
+
+Settings = dict[str, Any]
+
+
+def make_schedule(settings: Settings) -> dict[int, mg.estimators.Estimator]:
+    """Return {step: estimator}, from step 0 on."""
+    if settings["schedule"] is None:
+        return {0: mg.estimators.parse(settings["estimator"])}
+    schedule = parse_schedule(settings["schedule"])
+    if 0 not in schedule or max(schedule) >= settings["steps"]:
+        raise ValueError(
+            f"--schedule must begin at step 0 and swap before the end, --steps={settings['steps']}. "
+            f"Received: {settings['schedule']!r}."
+        )
+    return schedule
+
+
+def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaLearner:
+    """Return the compiled learner that the settings describe."""
+    keras.utils.set_random_seed(settings["seed"])
+    model, loss, metrics = TASKS[settings["task"]].make_model(settings)
+    learn = None if settings["learn_rates"] == "none" else settings["learn_rates"]
+    learner = mg.MetaLearner(
+        model,
+        loss,
+        mg.inner.GradientDescent(settings["inner_steps"], settings["inner_learning_rate"], learn),
+        estimator,
+        adapt="all" if settings["adapt"] == ["all"] else settings["adapt"],
+        execution=settings["execution"],
+        jit_compile={"auto": "auto", "true": True, "false": False}[settings["jit_compile"]],
+    )
+    rate = settings["meta_learning_rate"]
+    if settings["cosine_decay"]:
+        rate = keras.optimizers.schedules.CosineDecay(rate, settings["steps"], alpha=0.01)
+    learner.compile(keras.optimizers.Adam(rate), metrics=metrics)
+    return learner
+
+
+def run(settings: Settings, options: Settings) -> None:
+    """Train, evaluate, export."""
+    schedule = make_schedule(settings)
+    learner = make_learner(settings, schedule[0])
+    validation, test = (stream(split, settings, options) for split in ("validation", "test"))
+    output = pathlib.Path(options["output"] or f"runs/{settings['task']}")
+    with output_folder(output, settings):
+        history = HistoryFile(output / "history.csv")
+        device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+        print(
+            f"Training on {settings['task']} tasks, on the {device}, with {schedule[0]}. Output: {output}", flush=True
+        )
+        mg.train(
+            learner,
+            lambda start: stream("train", settings, options, start),
+            settings["steps"],
+            schedule=schedule,
+            epoch_steps=settings["epoch_steps"],
+            validation=validation,
+            validation_count=settings["validation_tasks"],
+            callbacks=[history],
+            directory=output,
+            profile_steps=options["profile_steps"],
+            seed=settings["seed"],
+            verbose=options["verbose"],
+        )
+        if history.rows:
+            history.plot(output / "curve.png")
+        print(f"Evaluating on {settings['evaluation_tasks']} unseen tasks ...", flush=True)
+        result = learner.evaluate_tasks(test, settings["evaluation_tasks"])
+        write_json(output / "result.json", result._asdict())
+        mg.export(learner, output / "saved_model", overwrite=True)
+    print(f"Test {result}, 95 % confidence")
+    print(f"SavedModel: {output / 'saved_model'}\nLearning curve: {output / 'curve.png'}")
