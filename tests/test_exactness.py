@@ -81,7 +81,7 @@ def test_shared_weights_and_rates_equal_central_differences(float64, learn):
 
 
 def test_stored_statistics_equal_central_differences(float64):
-    check_against_differences(*learner_for("conv", normalization="stored"))
+    check_against_differences(*learner_for("conv", normalization="stored"), step=1e-6)
 
 
 def test_omniglot_net_equals_central_differences(float64):
@@ -185,6 +185,22 @@ def test_every_way_to_run_gives_the_same_numbers(float64, kind, estimator):
     for gradients, loss, accuracy in results.values():
         assert relative_error([gradients], [reference[0]]) < 1e-10
         assert abs(loss - reference[1]) < 1e-12 and accuracy == reference[2]
+
+
+def test_auto_chooses_by_the_kind_of_model(float64):
+    chosen = {kind: learner_for(kind, execution="auto", jit_compile="auto")[0].execution for kind in
+              ("tanh", "conv", "attention", "lstm")}  # fmt: skip
+    assert chosen["tanh"] == ("vectorize", True)
+    assert chosen["conv"] == ("loop", False)
+    assert chosen["attention"] == chosen["lstm"] == ("map", True)
+    pooled = mg.MetaLearner(mg.models.conv1d(3), CROSSENTROPY, mg.inner.GradientDescent(1))
+    assert pooled.execution == ("vectorize", False)  # float64: XLA lacks a derivative
+    with pytest.raises(ValueError, match="max-pooling in float64"):
+        learner_for("conv", jit_compile=True)
+    with pytest.raises(ValueError, match="recurrent"):
+        learner_for("lstm", execution="vectorize", jit_compile=True)
+    with pytest.raises(ValueError, match="`execution` must be"):
+        learner_for("tanh", execution="parallel")
 
 
 def test_dropout_is_a_function_of_the_seed(float64):

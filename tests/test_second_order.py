@@ -13,6 +13,7 @@ from tf_metagrad._hvp import forward_over_reverse, reverse_over_reverse
 from tf_metagrad._model import FunctionalModel
 from tf_metagrad._problem import TaskFunctions
 from tf_metagrad._second_order import correct_second_derivatives
+from tf_metagrad._vectorize import vectorizable_convolutions
 
 
 def stack(shape, *body):
@@ -170,3 +171,16 @@ def test_tensorflow_and_keras_are_left_as_they_were():
     with pytest.raises(RuntimeError), correct_second_derivatives():
         raise RuntimeError
     assert functions() == before
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_convolution_as_patches(rank, padding):
+    rng = np.random.default_rng(rank)
+    x = rng.normal(size=(2, *(9, 8, 7)[:rank], 3))
+    filters = rng.normal(size=(*(3, 2, 3)[:rank], 3, 4))
+    for strides, dilations in ((1, 1), (2, 1), (3, 1), (1, 2)):
+        plain = tf.nn.convolution(x, filters, strides, padding.upper(), dilations=dilations)
+        with vectorizable_convolutions():
+            ours = tf.nn.convolution(x, filters, strides, padding.upper(), dilations=dilations)
+        assert ours.shape == plain.shape and np.allclose(ours, plain, atol=1e-12)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_metagrad._second_order import correct_second_derivatives, substituted
 from tf_metagrad._types import Params
+from tf_metagrad._vectorize import vectorizable_convolutions
 
 
 @contextlib.contextmanager
@@ -35,17 +36,20 @@ class FunctionalModel:
         model: a built `keras.Model`.
         loss: `loss(y_true, y_pred)`, a scalar or one value for each example (then averaged).
         normalization: `"batch"` or `"stored"`, see `batch_normalization_statistics`.
+        vectorized: whether the functions run under `tf.vectorized_map`, see `_vectorize`.
     """
 
-    def __init__(self, model: keras.Model, loss: Callable, normalization: str):
+    def __init__(self, model: keras.Model, loss: Callable, normalization: str, vectorized: bool = False):
         """Store the parts; see the class."""
         self.model = model
         self.loss_fn = loss
         self.normalization = normalization
+        self.vectorized = vectorized
 
     def predict(self, weights: Params, state: Params, x: Any, training: bool):
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
-        with correct_second_derivatives(), batch_normalization_statistics(self.normalization):
+        convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
+        with correct_second_derivatives(), batch_normalization_statistics(self.normalization), convolutions:
             y_pred, state, losses = self.model.stateless_call(
                 list(weights), list(state), x, training=training, return_losses=True
             )

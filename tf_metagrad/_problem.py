@@ -1,7 +1,7 @@
 """What an estimator sees: one task, or a stack of tasks, as pure functions of the adapting weights.
 
 The estimators' arithmetic is the same with and without a leading axis of tasks, so each is written once. With
-`stacked=True` every tensor that belongs to a task has that axis, and gradients and HVPs are vectorised over it.
+`stacked=True` every tensor that belongs to a task has that axis.
 """
 
 from typing import Any, NamedTuple
@@ -50,28 +50,38 @@ class Estimate(NamedTuple):
 
 
 class TaskFunctions:
-    """Gradient and HVP of one task, each traced once however often it is called."""
+    """Gradient and HVP of the loss of one task, or of a stack of tasks, each traced once however often it is called.
+
+    For a stack only the forward pass is vectorised: the gradient and the HVP of the sum of the tasks' losses with
+    respect to stacked weights are the stacked gradients and HVPs.
+    """
 
     def __init__(self, model: FunctionalModel, adapting: list[int]):
-        """`adapting` lists the indices of the weights that adapt."""
+        """`adapting` lists the indices of the weights that adapt; `model.vectorized` says whether tasks are stacked."""
         self.model, self.adapting = model, adapting
         self.hvp = HessianVectorProduct()
         options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
         self.gradient = tf.function(self._gradient, **options)
         self.curvature = tf.function(self._curvature, **options)
 
-    def _gradient(self, weights, state, x, y, wrt):
-        def loss_fn(w):
-            return self.model.loss(w, state, x, y, training=True)
+    def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
+        """Return `(total, (losses, new_state, predictions))`."""
+        if not self.model.vectorized:
+            loss, (state, predictions) = self.model.loss(weights, state, x, y, training)
+            return loss, (loss, state, predictions)
+        losses, (state, predictions) = tf.vectorized_map(
+            lambda args: self.model.loss(*args, training), (list(weights), list(state), x, y)
+        )
+        return tf.reduce_sum(losses), (losses, state, predictions)
 
-        loss, (state, predictions), gradient = value_and_gradient(loss_fn, weights, wrt)
+    def _gradient(self, weights, state, x, y, wrt):
+        _, (loss, state, predictions), gradient = value_and_gradient(
+            lambda w: self.loss(w, state, x, y, training=True), weights, wrt
+        )
         return loss, state, predictions, gradient
 
     def _curvature(self, weights, state, x, y, vector):
-        def loss_fn(w):
-            return self.model.loss(w, state, x, y, training=True)
-
-        return self.hvp(loss_fn, weights, self.adapting, vector)
+        return self.hvp(lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector)
 
 
 class Problem:
@@ -115,7 +125,10 @@ class Problem:
         return phi
 
     def _full(self, phi: Params) -> list[tf.Tensor]:
+        """Return all weights around phi; where stacked, the shared ones are repeated as well."""
         full = list(self.theta)
+        if self.stacked:
+            full = [tf.broadcast_to(t, [phi[0].shape[0], *t.shape]) for t in full]
         for index, p in zip(self.functions.adapting, phi, strict=True):
             full[index] = p
         return full
@@ -124,57 +137,43 @@ class Problem:
         """Return the mean over the tasks."""
         return [tf.reduce_mean(t, axis=0) for t in tensors] if self.stacked else list(tensors)
 
-    def _each(self, function, *elements):
-        if self.stacked:
-            return _execution.map_over(lambda args: function(*args), elements, self.execution.tasks)
-        return function(*elements)
-
     # Derivatives -------------------------------------------------------------------------------------------------
 
     def support_gradient(self, phi: Params, state: Params):
         """Return `(gradient, new_state)` of the support loss with respect to the adapting weights."""
-
-        def one(phi, state, x, y):
-            _, state, _, gradient = self.functions.gradient(
-                self._full(phi), state, x, y, tuple(self.functions.adapting)
-            )
-            return gradient, state
-
-        return self._each(one, list(phi), list(state), self.task.support_x, self.task.support_y)
+        x, y = self.task.support_x, self.task.support_y
+        _, state, _, gradient = self.functions.gradient(self._full(phi), state, x, y, tuple(self.functions.adapting))
+        return gradient, state
 
     def query(self, phi: Params, state: Params, shared_only: bool = False) -> Query:
         """Return loss, predictions and gradient g^K of the query loss, for all or only for the shared weights."""
         wrt = tuple(self.shared if shared_only else range(len(self.theta)))
-
-        def one(phi, state, x, y):
-            loss, _, predictions, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
-            return loss, predictions, gradient
-
-        return Query(*self._each(one, list(phi), list(state), self.task.query_x, self.task.query_y))
+        x, y = self.task.query_x, self.task.query_y
+        loss, _, predictions, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
+        return Query(loss, predictions, gradient)
 
     def query_loss(self, phi: Params, state: Params, training: bool = True):
         """Return `(loss, predictions)` on the query set; with `training=False`, as a served model predicts."""
-
-        def one(phi, state, x, y):
-            loss, (_, predictions) = self.functions.model.loss(self._full(phi), state, x, y, training)
-            return loss, predictions
-
-        return self._each(one, list(phi), list(state), self.task.query_x, self.task.query_y)
+        x, y = self.task.query_x, self.task.query_y
+        _, (loss, _, predictions) = self.functions.loss(self._full(phi), state, x, y, training)
+        return loss, predictions
 
     def curvature(self, phi: Params, state: Params, step: tf.Tensor, adjoint: Params):
         """Return the support gradient at phi and H D_k v, both for all weights."""
         vector = _tree.multiply(self.rates_at(step), self.adapting(adjoint))
-
-        def one(phi, state, x, y, vector):
-            return self.functions.curvature(self._full(phi), state, x, y, vector)
-
-        return self._each(one, list(phi), list(state), self.task.support_x, self.task.support_y, vector)
+        return self.functions.curvature(self._full(phi), state, self.task.support_x, self.task.support_y, vector)
 
     def parallel_curvature(self, phi: Params, state: Params, steps: tf.Tensor, adjoint: Params):
         """Return what `curvature` returns for several independent steps; all arguments have one more first axis."""
-        return _execution.map_over(
-            lambda args: self.curvature(*args), (list(phi), list(state), steps, list(adjoint)), self.execution.tasks
-        )
+        if not self.stacked:
+            elements = (list(phi), list(state), steps, list(adjoint))
+            return _execution.map_over(lambda args: self.curvature(*args), elements, self.execution.tasks)
+        count = steps.shape[0]
+        vectors = [_tree.multiply(self.rates_at(steps[i]), self.adapting(_tree.at(adjoint, i))) for i in range(count)]
+        vector = [tf.concat(parts, axis=0) for parts in zip(*vectors, strict=True)]
+        x, y = tf.nest.map_structure(lambda t: tf.concat([t] * count, 0), (self.task.support_x, self.task.support_y))
+        results = self.functions.curvature(self._full(_merge(phi)), _merge(state), x, y, vector)
+        return tf.nest.map_structure(lambda t: tf.reshape(t, [count, -1, *t.shape[1:]]), results)
 
     # Rates -------------------------------------------------------------------------------------------------------
 
@@ -227,3 +226,8 @@ class Problem:
             maximum_iterations=stop - start, parallel_iterations=1,
         )  # fmt: skip
         return phi, state, [a.stack() for a in arrays]
+
+
+def _merge(stacked: Params) -> list[tf.Tensor]:
+    """Return tensors `[a, b, ...]` as `[a * b, ...]`."""
+    return [tf.reshape(t, [t.shape[0] * t.shape[1], *t.shape[2:]]) for t in stacked]

@@ -94,7 +94,8 @@ class MetaLearner(keras.Model):
             for key, value in inner.initial_rates(self.adapting_weights).items()
         ]
         self.execution = _execution.choose(execution, jit_compile, model)
-        self._functions = TaskFunctions(FunctionalModel(model, self.task_loss, normalization), adapting)
+        self.normalization = normalization
+        self._adapting = tuple(adapting)
         self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
         self._has_metrics = False
         self._estimator = None
@@ -172,7 +173,13 @@ class MetaLearner(keras.Model):
             [count, 2], tf.stack([tf.cast(seed, tf.int64), 0]), maxval=2**31 - 1, dtype=tf.int64, alg="philox"
         )
         make = functools.partial(
-            Problem, self._functions, inner or self.inner, self.adapting_weights, theta, rates, execution=execution
+            Problem,
+            self._task_functions(execution),
+            inner or self.inner,
+            self.adapting_weights,
+            theta,
+            rates,
+            execution=execution,
         )
         if execution.tasks == "vectorize":
             stacked = [
@@ -187,6 +194,13 @@ class MetaLearner(keras.Model):
             return body(make(state=own, task=task, stacked=False))
 
         return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)
+
+    def _task_functions(self, execution: _execution.Execution) -> TaskFunctions:
+        vectorized = execution.tasks == "vectorize"
+        if ("task", vectorized) not in self._cache.functions:
+            model = FunctionalModel(self.model, self.task_loss, self.normalization, vectorized)
+            self._cache.functions["task", vectorized] = TaskFunctions(model, list(self._adapting))
+        return self._cache.functions["task", vectorized]
 
     def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None):
         """Return `(gradients, query losses, query predictions)`; to be called while tracing a compiled step."""
@@ -270,14 +284,15 @@ class MetaLearner(keras.Model):
     def full_weights(self, phi: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return all weights: `phi` for those that adapt, the initialisation's for the shared ones."""
         weights = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
-        for index, value in zip(self._functions.adapting, phi, strict=True):
+        for index, value in zip(self._adapting, phi, strict=True):
             weights[index] = value
         return weights
 
     def predict_adapted(self, weights: Sequence[tf.Tensor], query_x: Any) -> Any:
         """Return the predictions `[query, ...]` of adapted weights; Dropout is off, as in `keras.Model.predict`."""
         state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
-        return self._functions.model.predict(weights, state, query_x, training=False)[0]
+        model = FunctionalModel(self.model, self.task_loss, self.normalization)
+        return model.predict(weights, state, query_x, training=False)[0]
 
     def evaluate_tasks(
         self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0

@@ -162,7 +162,7 @@ def _finite(name: str, value: float, learner: MetaLearner, step: int) -> float:
 
 
 def _check(learner, tasks, steps, epoch_steps, profile_steps, directory) -> None:
-    if learner.optimizer is None:
+    if getattr(learner, "optimizer", None) is None:
         raise ValueError("The learner must be compiled. Call learner.compile(optimizer=...) before mg.train.")
     if not isinstance(tasks, tf.data.Dataset) and not callable(tasks):
         raise ValueError(
@@ -206,7 +206,7 @@ def _restore(learner: MetaLearner, directory: Any, keep: int) -> tuple[tf.train.
     manager = tf.train.CheckpointManager(checkpoint, os.path.join(directory, "checkpoints"), max_to_keep=keep)
     if manager.latest_checkpoint:
         try:
-            checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+            checkpoint.restore(manager.latest_checkpoint).assert_consumed()
         except (AssertionError, ValueError) as error:
             raise ValueError(
                 f"`directory` must be new or hold checkpoints of this learner. Received: {os.fspath(directory)!r}, "

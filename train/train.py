@@ -13,14 +13,13 @@ TF_CPP_MIN_LOG_LEVEL=0 in the environment shows what TensorFlow has to say.
 """
 
 import contextlib
-import logging
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 
 import settings
-from absl import app
+from absl import app, logging
 
 QUIET = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1")
 
@@ -51,8 +50,8 @@ def load():
 
         tf.config.list_physical_devices()
     if QUIET:
-        for name in ("absl", "tensorflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        logging.set_verbosity(logging.WARNING)
+        tf.get_logger().setLevel("WARNING")
     return pipeline
 
 
