@@ -2,8 +2,9 @@
 
 from tf_metagrad import data, estimators, inner, models
 from tf_metagrad._types import MetaGradient, Task
+from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
-from tf_metagrad.learner import Evaluation, MetaLearner
+from tf_metagrad.learner import MetaLearner
 from tf_metagrad.training import train
 
 __all__ = [

@@ -25,10 +25,10 @@ class Execution(NamedTuple):
     jit_compile: bool
 
 
-_SMALL = {"Dense", "EinsumDense", "Conv1D", "BatchNormalization", "LayerNormalization", "RMSNormalization"}
+_SMALL = {"Dense", "Conv1D", "BatchNormalization", "LayerNormalization", "RMSNormalization"}
 _RECURRENT = {"LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "LSTMCell", "GRUCell", "SimpleRNNCell"}
 _CONVOLUTIONS = {"Conv2D", "Conv3D"}
-_COMPILED = _SMALL | _RECURRENT | {"Embedding", "MultiHeadAttention", "GroupNormalization"}
+_COMPILED = _SMALL | _RECURRENT | {"EinsumDense", "Embedding", "MultiHeadAttention", "GroupNormalization"}
 
 
 def _kinds(model: keras.Model) -> set[str]:

@@ -4,33 +4,18 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_metagrad import _checks, _execution
-from tf_metagrad._model import FunctionalModel
-from tf_metagrad._problem import Problem, TaskFunctions
+from tf_metagrad._runner import TaskRunner
 from tf_metagrad._types import MetaGradient, Task
 from tf_metagrad.estimators import MAML, Estimator
+from tf_metagrad.evaluation import Evaluation, summarize
 from tf_metagrad.inner import AdaptingWeights, GradientDescent
-
-_SEED = "seed_generator_state"
-
-
-class Evaluation(NamedTuple):
-    """Means over tasks, with half-widths of the 95 % confidence intervals, 1.96 s / sqrt(count), by metric name."""
-
-    mean: dict[str, float]
-    confidence: dict[str, float]
-    count: int
-
-    def __str__(self) -> str:
-        """Return e.g. `accuracy 0.953 +/- 0.006, loss 0.141 +/- 0.018 (600 tasks)`."""
-        parts = [f"{name} {self.mean[name]:.4f} +/- {self.confidence[name]:.4f}" for name in sorted(self.mean)]
-        return f"{', '.join(parts)} ({self.count} tasks)"
 
 
 class MetaLearner(keras.Model):
@@ -94,8 +79,7 @@ class MetaLearner(keras.Model):
             for key, value in inner.initial_rates(self.adapting_weights).items()
         ]
         self.execution = _execution.choose(execution, jit_compile, model)
-        self.normalization = normalization
-        self._adapting = tuple(adapting)
+        self._runner = TaskRunner(model, self.task_loss, normalization, adapting, self.adapting_weights, self.execution)
         self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
         self._has_metrics = False
         self._estimator = None
@@ -146,61 +130,11 @@ class MetaLearner(keras.Model):
 
     # Running tasks -----------------------------------------------------------------------------------------------
 
-    def run_tasks(
-        self,
-        body: Callable,
-        tasks: Task,
-        seed: Any,
-        inner: GradientDescent | None = None,
-        execution: _execution.Execution | None = None,
-    ):
-        """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
-
-        Args:
-            body: written in terms of a `Problem`.
-            tasks: a batch of tasks.
-            seed: an integer; the randomness of layers such as Dropout is a function of it and the task's index.
-            inner: another inner optimiser than the learner's.
-            execution: another way to run than the learner's.
-        """
-        execution = execution or self.execution
+    def run_tasks(self, body: Callable, tasks: Task, seed: Any, **options: Any):
+        """Run `body(problem)` on each task at the present weights; see `TaskRunner.run`."""
         theta = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
         rates = [tf.convert_to_tensor(v) for v in self.rates]
-        state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
-        seeded = [v.name == _SEED for v in self.model.non_trainable_variables]
-        count = tf.nest.flatten(tasks)[0].shape[0]
-        seeds = tf.random.stateless_uniform(
-            [count, 2], tf.stack([tf.cast(seed, tf.int64), 0]), maxval=2**31 - 1, dtype=tf.int64, alg="philox"
-        )
-        make = functools.partial(
-            Problem,
-            self._task_functions(execution),
-            inner or self.inner,
-            self.adapting_weights,
-            theta,
-            rates,
-            execution=execution,
-        )
-        if execution.tasks == "vectorize":
-            stacked = [
-                tf.cast(seeds, s.dtype) if is_seed else tf.broadcast_to(s, [count, *s.shape])
-                for s, is_seed in zip(state, seeded, strict=True)
-            ]
-            return body(make(state=stacked, task=tasks, stacked=True))
-
-        def one(elements):
-            task, own_seed = elements
-            own = [tf.cast(own_seed, s.dtype) if i else s for s, i in zip(state, seeded, strict=True)]
-            return body(make(state=own, task=task, stacked=False))
-
-        return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)
-
-    def _task_functions(self, execution: _execution.Execution) -> TaskFunctions:
-        vectorized = execution.tasks == "vectorize"
-        if ("task", vectorized) not in self._cache.functions:
-            model = FunctionalModel(self.model, self.task_loss, self.normalization, vectorized)
-            self._cache.functions["task", vectorized] = TaskFunctions(model, list(self._adapting))
-        return self._cache.functions["task", vectorized]
+        return self._runner.run(body, tasks, seed, theta, rates, **{"inner": self.inner, **options})
 
     def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None):
         """Return `(gradients, query losses, query predictions)`; to be called while tracing a compiled step."""
@@ -277,22 +211,21 @@ class MetaLearner(keras.Model):
         def body(problem):
             return [], problem.adapt().end
 
-        function = self.compiled_function("adapt", inner, lambda t, s: self.run_tasks(body, t, s, inner)[1])
+        function = self.compiled_function("adapt", inner, lambda t, s: self.run_tasks(body, t, s, inner=inner)[1])
         adapted = function(batch, tf.constant(seed, tf.int64))
         return self.full_weights([phi[0] for phi in adapted])
 
     def full_weights(self, phi: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return all weights: `phi` for those that adapt, the initialisation's for the shared ones."""
         weights = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
-        for index, value in zip(self._adapting, phi, strict=True):
+        for index, value in zip(self._runner.adapting, phi, strict=True):
             weights[index] = value
         return weights
 
     def predict_adapted(self, weights: Sequence[tf.Tensor], query_x: Any) -> Any:
         """Return the predictions `[query, ...]` of adapted weights; Dropout is off, as in `keras.Model.predict`."""
         state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
-        model = FunctionalModel(self.model, self.task_loss, self.normalization)
-        return model.predict(weights, state, query_x, training=False)[0]
+        return self._runner.functional().predict(weights, state, query_x, training=False)[0]
 
     def evaluate_tasks(
         self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0
@@ -317,7 +250,7 @@ class MetaLearner(keras.Model):
             path = problem.adapt()
             return [], problem.query_loss(path.end, path.state, training=False)
 
-        function = self.compiled_function("evaluate", inner, lambda t, s: self.run_tasks(body, t, s, inner)[1])
+        function = self.compiled_function("evaluate", inner, lambda t, s: self.run_tasks(body, t, s, inner=inner)[1])
         rows: list[dict[str, float]] = []
         for index, batch in enumerate(tasks):
             batch = self.check_tasks(batch)
@@ -326,7 +259,7 @@ class MetaLearner(keras.Model):
                 one = tf.nest.map_structure(lambda t: t[i : i + 1], (batch.query_y, predictions))  # noqa: B023
                 rows.append({"loss": float(loss), **{k: float(v) for k, v in self.metrics_of(*one).items()}})
             if len(rows) >= count:
-                return _summary(rows[:count])
+                return summarize(rows[:count])
         raise ValueError(f"`tasks` must hold at least count={count} tasks. Received: {len(rows)}. Lower `count`.")
 
     def check_tasks(self, tasks: Task) -> Task:
@@ -360,9 +293,3 @@ class MetaLearner(keras.Model):
 
 def _constant(value: np.ndarray) -> keras.initializers.Initializer:
     return lambda shape, dtype=None: tf.constant(value, dtype, shape)
-
-
-def _summary(rows: list[dict[str, float]]) -> Evaluation:
-    values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    half = {name: float(1.96 * v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else 0.0 for name, v in values.items()}
-    return Evaluation({name: float(v.mean()) for name, v in values.items()}, half, len(rows))

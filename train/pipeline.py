@@ -57,9 +57,8 @@ def run(settings: Settings, options: Settings) -> None:
     with output_folder(output, settings):
         history = HistoryFile(output / "history.csv")
         device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-        print(
-            f"Training on {settings['task']} tasks, on the {device}, with {schedule[0]}. Output: {output}", flush=True
-        )
+        estimator = settings["schedule"] or settings["estimator"]
+        print(f"Training on {settings['task']} with {estimator}, on the {device}. Output: {output}", flush=True)
         mg.train(
             learner,
             lambda start: stream("train", settings, options, start),

@@ -62,7 +62,10 @@ def _prepare(output: pathlib.Path, settings: dict[str, Any]) -> bool:
 
 
 def _compare(config: pathlib.Path, settings: dict[str, Any]) -> None:
-    before = json.loads(config.read_text())
+    try:
+        before = dict(json.loads(config.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{str(config)!r} does not hold the settings of a run. Choose another --output.") from error
     differing = [
         f"{name} was {before.get(name)!r}, now {settings.get(name)!r}"
         for name in sorted(before.keys() | settings.keys())
@@ -84,7 +87,8 @@ class HistoryFile(keras.callbacks.Callback):
         self.path, self.rows = path, {}
         with contextlib.suppress(FileNotFoundError), path.open() as file:
             for row in csv.DictReader(file):
-                self.rows[int(row["epoch"])] = {name: float(value) for name, value in row.items()}
+                epoch = int(row.pop("epoch"))
+                self.rows[epoch] = {"epoch": epoch, **{name: float(value) for name, value in row.items()}}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """See `keras.callbacks.Callback`."""

@@ -59,7 +59,7 @@ flags.DEFINE_string(
     "estimator", None, f"Meta-gradient, such as MAML or TruncMAML(1) [{ESTIMATOR}].", module_name=TRAINING
 )
 flags.DEFINE_string(
-    "schedule", None, 'Estimators by step, in place of --estimator: "0: FOMAML, 300: BinomMAML(1)".',
+    "schedule", None, 'Estimators by step, such as "0: FOMAML, 300: BinomMAML(1)"; replaces --estimator.',
     module_name=TRAINING,
 )  # fmt: skip
 _by_task(flags.DEFINE_integer, "steps", "Number of meta-updates", lower_bound=1, module_name=TRAINING)

@@ -1,0 +1,52 @@
+"""The layout holds: imports go one way, public names are documented, every dataset has its tests."""
+
+import ast
+import inspect
+import pathlib
+
+import pytest
+
+import tf_metagrad as mg
+
+PACKAGE = pathlib.Path(mg.__file__).parent
+ORDER = [
+    "_types", "_tree", "_second_order", "_vectorize", "_hvp", "_model", "_execution", "inner", "_problem", "_runner",
+    "estimators", "_checks", "evaluation", "learner", "training", "export",
+]  # fmt: skip
+FREE = {"data", "models"}  # these import no part of the library but _types
+
+
+def imported(path: pathlib.Path) -> set[str]:
+    """Return the rooms of the package that a file imports."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tf_metagrad":
+            parts = node.module.split(".")
+            rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return rooms
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if room == "__init__":
+        return
+    if room in FREE:
+        assert imported(path) <= {room, "_types"}
+        return
+    allowed = set(ORDER[: ORDER.index(room) + 1]) | (FREE if room in ("training", "export") else set())
+    own = {"estimators"} if room == "estimators" else set()
+    assert imported(path) <= (allowed - {room}) | own
+
+
+@pytest.mark.parametrize("name", [name for name in mg.data.__all__ if name != "from_arrays"])
+def test_every_dataset_has_its_tests(name):
+    assert (PACKAGE.parent / "tests" / "data" / f"test_{name}.py").exists(), f"{name} has no tests/data/test_{name}.py"
+
+
+@pytest.mark.parametrize("module", [mg, mg.data, mg.estimators, mg.models, mg.inner], ids=lambda m: m.__name__)
+def test_public_names_are_documented(module):
+    for name in getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")]):
+        value = getattr(module, name)
+        if inspect.isfunction(value) or inspect.isclass(value) and value.__module__.startswith("tf_metagrad"):
+            assert inspect.getdoc(value), name

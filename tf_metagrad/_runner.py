@@ -1,0 +1,99 @@
+"""Runs functions of a `Problem` on each task of a batch."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_metagrad import _execution
+from tf_metagrad._execution import Execution
+from tf_metagrad._model import FunctionalModel
+from tf_metagrad._problem import Problem, TaskFunctions
+from tf_metagrad._types import Params, Task
+from tf_metagrad.inner import AdaptingWeights, GradientDescent
+
+_SEED = "seed_generator_state"  # the name that Keras gives to the state of its seed generators
+
+
+class TaskRunner:
+    """Makes the problems of a batch of tasks and runs them the chosen way.
+
+    Args:
+        model: a built Keras model.
+        loss: `loss(y_true, y_pred)`.
+        normalization: `"batch"` or `"stored"`, see `_model.batch_normalization_statistics`.
+        adapting: indices of the trainable variables that adapt.
+        weights: what the inner optimiser needs to know of them.
+        execution: how tasks are run.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Callable,
+        normalization: str,
+        adapting: list[int],
+        weights: AdaptingWeights,
+        execution: Execution,
+    ):
+        """Store the parts; see the class."""
+        self.model, self.loss, self.normalization = model, loss, normalization
+        self.adapting, self.weights, self.execution = list(adapting), weights, execution
+        self._functions: dict[bool, TaskFunctions] = {}
+
+    def functional(self, vectorized: bool = False) -> FunctionalModel:
+        """Return the model and loss as pure functions."""
+        return FunctionalModel(self.model, self.loss, self.normalization, vectorized)
+
+    def functions(self, execution: Execution) -> TaskFunctions:
+        """Return the gradient and HVP functions, made once for stacked and once for single tasks."""
+        vectorized = execution.tasks == "vectorize"
+        if vectorized not in self._functions:
+            self._functions[vectorized] = TaskFunctions(self.functional(vectorized), self.adapting)
+        return self._functions[vectorized]
+
+    def run(
+        self,
+        body: Callable,
+        tasks: Task,
+        seed: Any,
+        theta: Params,
+        rates: Params,
+        inner: GradientDescent,
+        execution: Execution | None = None,
+    ):
+        """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
+
+        Args:
+            body: written in terms of a `Problem`.
+            tasks: a batch of tasks.
+            seed: an integer; the randomness of layers such as Dropout is a function of it and the task's index.
+            theta: the trainable weights.
+            rates: the learned rates.
+            inner: the inner optimiser.
+            execution: another way to run than the runner's.
+        """
+        execution = execution or self.execution
+        state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
+        seeded = [v.name == _SEED for v in self.model.non_trainable_variables]
+        count = tf.nest.flatten(tasks)[0].shape[0]
+        seeds = tf.random.stateless_uniform(
+            [count, 2], tf.stack([tf.cast(seed, tf.int64), 0]), maxval=2**31 - 1, dtype=tf.int64, alg="philox"
+        )
+        functions = self.functions(execution)
+        make = functools.partial(Problem, functions, inner, self.weights, theta, rates, execution=execution)
+        if execution.tasks == "vectorize":
+            stacked = [
+                tf.cast(seeds, s.dtype) if is_seed else tf.broadcast_to(s, [count, *s.shape])
+                for s, is_seed in zip(state, seeded, strict=True)
+            ]
+            return body(make(state=stacked, task=tasks, stacked=True))
+
+        def one(elements):
+            task, own_seed = elements
+            own = [tf.cast(own_seed, s.dtype) if i else s for s, i in zip(state, seeded, strict=True)]
+            return body(make(state=own, task=task, stacked=False))
+
+        return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)
