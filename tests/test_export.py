@@ -46,7 +46,7 @@ def classifier(**options):
             layer.moving_variance.assign([2.0, 0.5])
     if "adapt" in options:
         options["adapt"] = [model.layers[-1].name]
-    options.setdefault("inner", mg.inner.GradientDescent(2, 0.3))
+    options = {"inner": mg.inner.GradientDescent(2, 0.3), "execution": "loop", **options}
     return mg.MetaLearner(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), **options)
 
 
@@ -63,7 +63,7 @@ def regressor():
 
 
 LEARNERS = {
-    "batch": classifier,
+    "batch": lambda: classifier(execution="auto"),
     "stored": lambda: classifier(normalization="stored"),
     "anil": lambda: classifier(adapt=...),
     "rates": learned_rates,

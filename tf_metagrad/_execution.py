@@ -84,6 +84,25 @@ def choose(tasks: str, jit_compile: bool | str, model: keras.Model) -> Execution
     return chosen
 
 
+def compiled(function: Callable, execution: Execution) -> Callable:
+    """Return `function` compiled, with or without XLA.
+
+    It is traced before XLA sees it: while XLA traces, `tf.vectorized_map` hides in a function of its own, and shapes
+    that cross that function's border make XLA compile again for every new value.
+    """
+    plain = tf.function(function, autograph=False)
+    if not execution.jit_compile:
+        return plain
+
+    def traced(*args):
+        with tf.init_scope():
+            specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), args)
+            concrete = plain.get_concrete_function(*specs)
+        return concrete(*args)
+
+    return tf.function(traced, autograph=False, jit_compile=True)
+
+
 def map_over(function: Callable, elements: Any, tasks: str) -> Any:
     """Return `function` of every slice of `elements` along the first axis, stacked."""
     if tasks == "vectorize":

@@ -149,9 +149,7 @@ class MetaLearner(keras.Model):
     def compiled_function(self, kind: str, key: Any, function: Callable) -> Callable:
         """Return `function` compiled for this device, made once for each `(kind, key)`."""
         if (kind, key) not in self._cache.functions:
-            self._cache.functions[kind, key] = tf.function(
-                function, autograph=False, jit_compile=self.execution.jit_compile
-            )
+            self._cache.functions[kind, key] = _execution.compiled(function, self.execution)
         return self._cache.functions[kind, key]
 
     def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
