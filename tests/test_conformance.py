@@ -98,7 +98,7 @@ def test_traced_once(float64, estimator):
     learner.estimator = type(estimator).from_config(estimator.get_config())  # equal, not the same object
     second = learner.meta_gradient(mg.Task(*[t + 1 for t in tasks]))
     functions = [f for (kind, _), f in learner._cache.functions.items() if kind == "gradient"]
-    assert [f.experimental_get_tracing_count() for f in functions] == [1]
+    assert [f.plain.experimental_get_tracing_count() for f in functions] == [1]
     assert relative_error(first.gradients, second.gradients) > 1e-3
 
 

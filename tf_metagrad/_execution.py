@@ -84,23 +84,32 @@ def choose(tasks: str, jit_compile: bool | str, model: keras.Model) -> Execution
     return chosen
 
 
-def compiled(function: Callable, execution: Execution) -> Callable:
-    """Return `function` compiled, with or without XLA.
+class Compiled:
+    """A function compiled with or without XLA, once for each signature of its arguments.
 
     It is traced before XLA sees it: while XLA traces, `tf.vectorized_map` hides in a function of its own, and shapes
     that cross that function's border make XLA compile again for every new value.
     """
-    plain = tf.function(function, autograph=False)
-    if not execution.jit_compile:
-        return plain
 
-    def traced(*args):
-        with tf.init_scope():
-            specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), args)
-            concrete = plain.get_concrete_function(*specs)
-        return concrete(*args)
+    def __init__(self, function: Callable, jit_compile: bool):
+        """Trace nothing yet."""
+        self.plain = tf.function(function, autograph=False)
+        self.jit_compile = jit_compile
+        self._made: dict[tuple, tuple[Callable, Any]] = {}
 
-    return tf.function(traced, autograph=False, jit_compile=True)
+    def trace(self, *args: Any) -> tuple[Callable, Any]:
+        """Return the compiled function for arguments like these, and the structure of its outputs; call it eagerly."""
+        specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), args)
+        key = tuple(tf.nest.flatten(specs))
+        if key not in self._made:
+            concrete = self.plain.get_concrete_function(*specs)
+            call = tf.function(lambda *a: concrete(*a), autograph=False, jit_compile=True)
+            self._made[key] = (call if self.jit_compile else concrete), concrete.structured_outputs
+        return self._made[key]
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the function on tensors."""
+        return self.trace(*args)[0](*args)
 
 
 def map_over(function: Callable, elements: Any, tasks: str) -> Any:

@@ -146,22 +146,23 @@ class MetaLearner(keras.Model):
         gradients, (losses, predictions) = self.run_tasks(body, tasks, seed)
         return gradients, losses, predictions
 
-    def compiled_function(self, kind: str, key: Any, function: Callable) -> Callable:
+    def compiled_function(self, kind: str, key: Any, function: Callable) -> _execution.Compiled:
         """Return `function` compiled for this device, made once for each `(kind, key)`."""
         if (kind, key) not in self._cache.functions:
-            self._cache.functions[kind, key] = _execution.compiled(function, self.execution)
+            self._cache.functions[kind, key] = _execution.Compiled(function, self.execution.jit_compile)
         return self._cache.functions[kind, key]
 
     def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Apply one compiled meta-update; return the query loss and the running values of the compiled metrics."""
         estimator = self.estimator
-        if ("update", estimator) not in self._cache.functions:
-            gradient = self.compiled_function("gradient", estimator, lambda t, s: self.estimate(t, s, estimator))
-            self._build_metrics(tasks, gradient.get_concrete_function(tasks, seed).structured_outputs[2])
-            self._cache.functions["update", estimator] = tf.function(
+        function = self.compiled_function("gradient", estimator, lambda t, s: self.estimate(t, s, estimator))
+        gradient, outputs = function.trace(tasks, seed)
+        if ("update", gradient) not in self._cache.functions:
+            self._build_metrics(tasks, outputs[2])
+            self._cache.functions["update", gradient] = tf.function(
                 functools.partial(self._update, gradient), autograph=False
             )
-        return self._cache.functions["update", estimator](tasks, seed)
+        return self._cache.functions["update", gradient](tasks, seed)
 
     def _update(self, gradient: Callable, tasks: Task, seed: tf.Tensor):
         gradients, losses, predictions = gradient(tasks, seed)
