@@ -168,12 +168,12 @@ def test_limits_hold_exactly(float64, kind, steps):
     assert relative_error([fomaml], [maml]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["tanh", "conv"])
+@pytest.mark.parametrize("kind", ["tanh", "conv", "attention"])
 @pytest.mark.parametrize("estimator", [MAML(), BinomMAML(2), Reptile()], ids=str)
 def test_every_way_to_run_gives_the_same_numbers(float64, kind, estimator):
     results = {}
     ways = [("loop", False), ("map", False), ("vectorize", False)]
-    if kind == "tanh":  # XLA has no second derivative of max-pooling in float64
+    if kind != "conv":  # XLA has no second derivative of max-pooling in float64
         ways += [("vectorize", True), ("map", True)]
     for way, jit in ways:
         keras.utils.set_random_seed(0)
@@ -187,12 +187,27 @@ def test_every_way_to_run_gives_the_same_numbers(float64, kind, estimator):
         assert abs(loss - reference[1]) < 1e-12 and accuracy == reference[2]
 
 
+@pytest.mark.parametrize("way", ["vectorize", "map"])
+def test_compiled_step_follows_weights_and_data(float64, way):
+    """Compiled once, the step still sees new weights and new tasks."""
+    compiled, tasks = learner_for("tanh", execution=way, jit_compile=True)
+    plain, _ = learner_for("tanh", execution="loop")
+    for shift in (0.0, 0.5):
+        moved = mg.Task(tasks[0] + shift, tasks[1], tasks[2] - shift, tasks[3])
+        for a, b in zip(compiled.meta_variables, plain.meta_variables, strict=True):
+            a.assign(a + shift)
+            b.assign(a)
+        expected = ravel(plain.meta_gradient(moved).gradients)
+        assert relative_error(compiled.meta_gradient(moved).gradients, [expected]) < 1e-10
+        assert np.linalg.norm(expected) > 0.1
+
+
 def test_auto_chooses_by_the_kind_of_model(float64):
     chosen = {kind: learner_for(kind, execution="auto", jit_compile="auto")[0].execution for kind in
               ("tanh", "conv", "attention", "lstm")}  # fmt: skip
-    assert chosen["tanh"] == ("vectorize", True)
+    assert chosen["tanh"] == chosen["attention"] == ("vectorize", True)
     assert chosen["conv"] == ("loop", False)
-    assert chosen["attention"] == chosen["lstm"] == ("map", True)
+    assert chosen["lstm"] == ("map", True)
     pooled = mg.MetaLearner(mg.models.conv1d(3), CROSSENTROPY, mg.inner.GradientDescent(1))
     assert pooled.execution == ("vectorize", False)  # float64: XLA lacks a derivative
     with pytest.raises(ValueError, match="max-pooling in float64"):

@@ -25,10 +25,12 @@ class Execution(NamedTuple):
     jit_compile: bool
 
 
-_SMALL = {"Dense", "Conv1D", "BatchNormalization", "LayerNormalization", "RMSNormalization"}
 _RECURRENT = {"LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "LSTMCell", "GRUCell", "SimpleRNNCell"}
 _CONVOLUTIONS = {"Conv2D", "Conv3D"}
-_COMPILED = _SMALL | _RECURRENT | {"EinsumDense", "Embedding", "MultiHeadAttention", "GroupNormalization"}
+_SMALL = {
+    "Dense", "EinsumDense", "Conv1D", "Embedding", "MultiHeadAttention", "BatchNormalization", "LayerNormalization",
+    "GroupNormalization", "RMSNormalization",
+}  # fmt: skip
 
 
 def _kinds(model: keras.Model) -> set[str]:
@@ -39,15 +41,14 @@ def _kinds(model: keras.Model) -> set[str]:
 def _fastest(model: keras.Model) -> Execution:
     """Return what was fastest for this kind of model where it was measured, and what always works elsewhere.
 
-    On a CPU XLA runs small dense, one-dimensional, attention and recurrent nets two to fifteen times faster than
-    TensorFlow's own kernels, and two- and three-dimensional convolutions several times slower.
+    On a CPU XLA runs small dense, one-dimensional, attention and recurrent nets three to nine times faster than
+    TensorFlow's own kernels; two- and three-dimensional convolutions gain nothing and take longer to compile.
     """
     kinds = _kinds(model)
-    if tf.config.list_logical_devices("GPU") and kinds <= (_COMPILED | _CONVOLUTIONS) - _RECURRENT:
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    if kinds <= _SMALL | (_CONVOLUTIONS if gpu else set()):
         return Execution("vectorize", _xla_can(model))
-    if kinds <= _SMALL:
-        return Execution("vectorize", _xla_can(model))
-    if kinds <= _COMPILED and _xla_can(model):
+    if kinds <= _SMALL | _RECURRENT and _xla_can(model):
         return Execution("map", True)
     return Execution("loop", False)
 
