@@ -187,6 +187,17 @@ def test_every_way_to_run_gives_the_same_numbers(float64, kind, estimator):
         assert abs(loss - reference[1]) < 1e-12 and accuracy == reference[2]
 
 
+@pytest.mark.parametrize("estimator", [MAML(), BinomMAML(1), BinomMAML(3)], ids=str)
+def test_a_batch_of_one_task(float64, estimator):
+    vectorized, tasks = learner_for("conv", estimator=estimator, execution="vectorize")
+    looped, _ = learner_for("conv", estimator=estimator, execution="loop")
+    for a, b in zip(vectorized.meta_variables, looped.meta_variables, strict=True):
+        b.assign(a)
+    one = mg.Task(*[t[:1] for t in tasks])
+    expected = ravel(looped.meta_gradient(one).gradients)
+    assert relative_error(vectorized.meta_gradient(one).gradients, [expected]) < 1e-10
+
+
 @pytest.mark.parametrize("way", ["vectorize", "map"])
 def test_compiled_step_follows_weights_and_data(float64, way):
     """Compiled once, the step still sees new weights and new tasks."""

@@ -115,9 +115,11 @@ class Compiled:
 
 def map_over(function: Callable, elements: Any, tasks: str) -> Any:
     """Return `function` of every slice of `elements` along the first axis, stacked."""
+    count = tf.nest.flatten(elements)[0].shape[0]
+    if tasks == "vectorize" and count == 1:  # `tf.vectorized_map` loses the static shape of a single slice
+        return tf.nest.map_structure(lambda t: t[None], function(_slice(elements, 0)))
     if tasks == "vectorize":
         return tf.vectorized_map(function, elements)
-    count = tf.nest.flatten(elements)[0].shape[0]
     if tasks == "loop":
         results = [function(_slice(elements, i)) for i in range(count)]
         return tf.nest.map_structure(lambda *parts: tf.stack(parts), *results)

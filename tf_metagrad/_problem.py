@@ -69,8 +69,8 @@ class TaskFunctions:
         if not self.model.vectorized:
             loss, (state, predictions) = self.model.loss(weights, state, x, y, training)
             return loss, (loss, state, predictions)
-        losses, (state, predictions) = tf.vectorized_map(
-            lambda args: self.model.loss(*args, training), (list(weights), list(state), x, y)
+        losses, (state, predictions) = _execution.map_over(
+            lambda args: self.model.loss(*args, training), (list(weights), list(state), x, y), "vectorize"
         )
         return tf.reduce_sum(losses), (losses, state, predictions)
 

@@ -16,7 +16,7 @@ def mlp(inputs: int = 1, hidden: Sequence[int] = (40, 40), outputs: int = 1, act
     x = start = keras.Input((inputs,))
     for units in hidden:
         x = layers.Dense(units, activation=activation)(x)
-    return keras.Model(start, layers.Dense(outputs)(x), name="mlp")
+    return keras.Model(start, layers.Dense(outputs, name="head")(x), name="mlp")
 
 
 def conv1d(ways: int, length: int = 40, filters: int = 16, blocks: int = 3) -> keras.Model:
@@ -31,7 +31,7 @@ def conv1d(ways: int, length: int = 40, filters: int = 16, blocks: int = 3) -> k
         x = layers.Conv1D(filters, 3, padding="same")(x)
         x = layers.BatchNormalization()(x)
         x = layers.MaxPooling1D(2)(layers.ReLU()(x))
-    return keras.Model(start, layers.Dense(ways)(layers.Flatten()(x)), name="conv1d")
+    return keras.Model(start, layers.Dense(ways, name="head")(layers.Flatten()(x)), name="conv1d")
 
 
 def conv2d(
@@ -55,4 +55,4 @@ def conv2d(
         x = layers.Conv2D(filters, 3, strides=1 if pool else 2, padding="same")(x)
         x = layers.ReLU()(layers.BatchNormalization()(x))
         x = layers.MaxPooling2D(2)(x) if pool else x
-    return keras.Model(start, layers.Dense(ways)(layers.Flatten()(x)), name="conv2d")
+    return keras.Model(start, layers.Dense(ways, name="head")(layers.Flatten()(x)), name="conv2d")

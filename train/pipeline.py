@@ -9,7 +9,7 @@ from runs import HistoryFile, output_folder, write_json
 from tasks import TASKS, stream
 
 import tf_metagrad as mg
-from tf_metagrad.estimators._spec import parse_schedule
+from tf_metagrad.estimators import parse_schedule
 
 Settings = dict[str, Any]
 

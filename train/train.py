@@ -4,7 +4,7 @@
   python train/train.py --task=sinusoid --estimator=MAML       regression of sine waves
   python train/train.py --task=omniglot --ways=20 --shots=5    Omniglot; --download fetches it
   python train/train.py --schedule="0: FOMAML, 300: MAML"      cheap gradients first, then exact ones
-  python train/train.py --adapt=dense                          ANIL: only the layer named `dense` adapts
+  python train/train.py --adapt=head                           ANIL: only the layer named `head` adapts
 
 The output folder holds config.json, history.csv, curve.png, result.json, checkpoints/, logs/ (TensorBoard) and
 saved_model/. The same command on the same folder goes on from the last checkpoint; another configuration is refused.
