@@ -14,8 +14,9 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 @pytest.fixture
 def float64():
     """Keras' default type is float64 for the test."""
-    before = keras.config.floatx()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     keras.utils.set_random_seed(0)
     yield
-    keras.config.set_floatx(before)
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
