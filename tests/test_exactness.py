@@ -236,6 +236,36 @@ def test_dropout_is_a_function_of_the_seed(float64):
     assert relative_error([other], [first]) > 1e-2
 
 
+@pytest.mark.parametrize("way", ["loop", "vectorize"])
+def test_dropout_layers_draw_apart(float64, way):
+    """E[mean of two independent dropouts of ones] = 1; equal masks would give 2."""
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dropout(0.5), layers.Dropout(0.5), layers.Dense(8, "linear", use_bias=False)]
+    )
+    model.layers[-1].set_weights([np.eye(8)])
+    learner = mg.MetaLearner(
+        model, lambda y, p: tf.reduce_mean(p), mg.inner.GradientDescent(1, 1e-12), FOMAML(), execution=way,
+        jit_compile=False,
+    )  # fmt: skip
+    ones, y = np.ones((4, 50, 8)), np.zeros((4, 50, 8))
+    assert abs(float(learner.meta_gradient(mg.Task(ones, y, ones, y)).loss) - 1) < 0.15
+
+
+def test_subclassed_model_without_training_argument(float64):
+    class Plain(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = layers.Dense(4, "tanh"), layers.Dense(3, "softmax")
+
+        def call(self, x):
+            return self.head(self.body(x))
+
+    model = Plain()
+    model(np.zeros((1, 2)))
+    learner = mg.MetaLearner(model, CROSSENTROPY, mg.inner.GradientDescent(2, 0.3), execution="map", jit_compile=False)
+    check_against_differences(learner, tasks_for((2,)))
+
+
 def test_reptile_gives_shared_weights_the_query_gradient(float64):
     learner, tasks = learner_for("tanh", estimator=Reptile(), adapt=["head"])
     reptile = learner.meta_gradient(tasks).gradients

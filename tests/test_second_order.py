@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from references import ravel
+from tensorflow.python.ops import gen_image_ops
 
 from tf_metagrad._hvp import forward_over_reverse, reverse_over_reverse
 from tf_metagrad._model import FunctionalModel
@@ -24,6 +25,10 @@ def attention():
     x = start = keras.Input((5, 4))
     x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 3)(x, x))
     return keras.Model(start, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def branch(x):
+    return tf.cond(tf.reduce_sum(x * x) > 0, lambda: tf.sin(x), lambda: x * x)
 
 
 class FusedBatchNorm(layers.Layer):
@@ -55,6 +60,9 @@ FORWARD = {
     "MaxPooling2D": lambda: stack(IMAGE, layers.Conv2D(3, 3, activation="tanh"), layers.MaxPooling2D(2)),
     "AveragePooling2D": lambda: stack(IMAGE, layers.Conv2D(3, 3, activation="tanh"), layers.AveragePooling2D(2)),
     "MultiHeadAttention": attention,
+    "bilinear UpSampling2D": lambda: stack(
+        (4, 4, 2), layers.Conv2D(2, 3, activation="tanh"), layers.UpSampling2D(interpolation="bilinear")
+    ),
     "Embedding": lambda: stack((5,), layers.Embedding(7, 4), layers.Dense(3, "tanh")),
     "Dropout": lambda: stack(VECTOR, layers.Dense(8, "tanh"), layers.Dropout(0.4, seed=3)),
     "Regularizer": lambda: stack(VECTOR, layers.Dense(5, "tanh", kernel_regularizer=keras.regularizers.L2(0.3))),
@@ -62,6 +70,7 @@ FORWARD = {
 REVERSE = {
     "LSTM": lambda: stack(SEQUENCE, layers.LSTM(4)),
     "GRU": lambda: stack(SEQUENCE, layers.GRU(4)),
+    "tf.cond": lambda: stack(VECTOR, layers.Dense(5), layers.Lambda(branch)),
     "Bidirectional": lambda: stack(SEQUENCE, layers.Bidirectional(layers.SimpleRNN(4))),
 }
 
@@ -143,6 +152,16 @@ def test_corrected_functions_keep_their_values(float64):
         assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(plain, ours, strict=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"half_pixel_centers": True}, {"align_corners": True}], ids=str)
+def test_bilinear_resize_keeps_its_values(options):
+    images = tf.random.stateless_normal([2, 5, 4, 3], seed=[0, 3])
+    for size in ([10, 8], [3, 7], [1, 1]):
+        plain = tf.raw_ops.ResizeBilinear(images=images, size=size, **options)
+        with correct_second_derivatives():
+            ours = gen_image_ops.resize_bilinear(images, size, **options)
+        assert np.allclose(ours, plain, atol=1e-5)
+
+
 def test_tensorflow_and_keras_are_left_as_they_were():
     from tensorflow.python.ops import gen_nn_ops, nn_impl
 
@@ -178,8 +197,11 @@ def test_tensorflow_and_keras_are_left_as_they_were():
 def test_convolution_as_patches(rank, padding):
     rng = np.random.default_rng(rank)
     x = rng.normal(size=(2, *(9, 8, 7)[:rank], 3))
-    filters = rng.normal(size=(*(3, 2, 3)[:rank], 3, 4))
-    for strides, dilations in ((1, 1), (2, 1), (3, 1), (1, 2)):
+    kernel = (3, 2, 3)[:rank]
+    for strides, dilations, groups in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (2, 1, 3)):
+        if groups > 1 and rank == 3:
+            continue  # TensorFlow has no grouped 3D convolution to compare with
+        filters = rng.normal(size=(*kernel, 3 // groups, 6))
         plain = tf.nn.convolution(x, filters, strides, padding.upper(), dilations=dilations)
         with vectorizable_convolutions():
             ours = tf.nn.convolution(x, filters, strides, padding.upper(), dilations=dilations)

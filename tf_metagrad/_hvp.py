@@ -60,16 +60,12 @@ class HessianVectorProduct:
 
     def __call__(self, loss_fn: LossFunction, weights: Params, wrt: Sequence[int], vector: Params):
         """Return `(gradient, H v)`; see `forward_over_reverse`."""
-        if self.mode is forward_over_reverse:
-            try:
-                return forward_over_reverse(loss_fn, weights, wrt, vector)
-            except (TypeError, LookupError, NotImplementedError, AttributeError, ValueError) as error:
-                result = reverse_over_reverse(
-                    loss_fn, weights, wrt, vector
-                )  # raises again where the fault is the model's
-                logging.info(
-                    "Forward-over-reverse is not available for this model (%s); using reverse-over-reverse.", error
-                )
-                self.mode = reverse_over_reverse
-                return result
-        return reverse_over_reverse(loss_fn, weights, wrt, vector)
+        if self.mode is reverse_over_reverse:
+            return reverse_over_reverse(loss_fn, weights, wrt, vector)
+        try:
+            return forward_over_reverse(loss_fn, weights, wrt, vector)
+        except Exception as error:  # TensorFlow raises many kinds here; a fault of the model's own is raised again
+            result = reverse_over_reverse(loss_fn, weights, wrt, vector)
+            logging.info("No forward-over-reverse through this model (%s); using reverse-over-reverse.", error)
+            self.mode = reverse_over_reverse
+            return result

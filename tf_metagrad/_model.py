@@ -50,9 +50,8 @@ class FunctionalModel:
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
         convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
         with correct_second_derivatives(), batch_normalization_statistics(self.normalization), convolutions:
-            y_pred, state, losses = self.model.stateless_call(
-                list(weights), list(state), x, training=training, return_losses=True
-            )
+            mode = {"training": training} if self.model._call_has_training_arg else {}  # a user's call may lack it
+            y_pred, state, losses = self.model.stateless_call(list(weights), list(state), x, return_losses=True, **mode)
         penalty = tf.add_n([tf.convert_to_tensor(p) for p in losses]) if losses else None
         return y_pred, [tf.convert_to_tensor(s) for s in state], penalty
 

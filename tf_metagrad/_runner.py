@@ -80,20 +80,24 @@ class TaskRunner:
         seeded = [v.name == _SEED for v in self.model.non_trainable_variables]
         count = tf.nest.flatten(tasks)[0].shape[0]
         seeds = tf.random.stateless_uniform(
-            [count, 2], tf.stack([tf.cast(seed, tf.int64), 0]), maxval=2**31 - 1, dtype=tf.int64, alg="philox"
+            [count, len(state), 2],
+            tf.stack([tf.cast(seed, tf.int64), 0]),
+            maxval=2**31 - 1,
+            dtype=tf.int64,
+            alg="philox",
         )
         functions = self.functions(execution)
         make = functools.partial(Problem, functions, inner, self.weights, theta, rates, execution=execution)
         if execution.tasks == "vectorize":
             stacked = [
-                tf.cast(seeds, s.dtype) if is_seed else tf.broadcast_to(s, [count, *s.shape])
-                for s, is_seed in zip(state, seeded, strict=True)
+                tf.cast(seeds[:, i], s.dtype) if seeded[i] else tf.broadcast_to(s, [count, *s.shape])
+                for i, s in enumerate(state)
             ]
             return body(make(state=stacked, task=tasks, stacked=True))
 
         def one(elements):
-            task, own_seed = elements
-            own = [tf.cast(own_seed, s.dtype) if i else s for s, i in zip(state, seeded, strict=True)]
+            task, own_seeds = elements
+            own = [tf.cast(own_seeds[i], s.dtype) if seeded[i] else s for i, s in enumerate(state)]
             return body(make(state=own, task=task, stacked=False))
 
         return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)

@@ -1,13 +1,14 @@
 """Right second derivatives for any user's model: functions substituted while the library traces, and only then.
 
-Two functions of TensorFlow have right first derivatives and wrong second ones:
+Three functions of TensorFlow have right first derivatives and wrong second ones:
 
 * `tf.nn.moments` puts `stop_gradient` on the mean inside the variance. The dropped term is zero in the gradient and
   not zero in the Hessian. Keras' BatchNormalization and GroupNormalization call it.
 * `FusedBatchNormV3` registers a second derivative that is off by about 1/(n - 1).
+* `ResizeBilinear`, behind `UpSampling2D(interpolation="bilinear")`, loses most of its second-order terms.
 
 Both autodiff modes read the same rules and agree on the wrong number; central differences of the gradient show it.
-Inside `correct_second_derivatives()` the calling thread sees both functions written in plain operations instead.
+Inside `correct_second_derivatives()` the calling thread sees these functions written in plain operations instead.
 Outside of it, and in every other thread, TensorFlow is untouched.
 """
 
@@ -16,8 +17,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import gen_nn_ops, nn_impl
+from tensorflow.python.ops import gen_image_ops, gen_nn_ops, nn_impl
 
 _lock = threading.RLock()
 
@@ -89,11 +91,39 @@ def _fused_batch_norm(
     return y, new_mean, new_variance, batch_mean, batch_variance, tf.zeros([], z.dtype)
 
 
+def _interpolation(size: int, outputs: int, align_corners: bool, half_pixel_centers: bool) -> np.ndarray:
+    """Return the `[outputs, size]` matrix of linear interpolation along one axis, by the kernel's conventions."""
+    if align_corners and outputs > 1:
+        position = np.arange(outputs) * (size - 1) / (outputs - 1)
+    else:
+        shift = 0.5 if half_pixel_centers else 0.0
+        position = (np.arange(outputs) + shift) * size / outputs - shift
+    lower = np.floor(position)
+    weight = position - lower
+    matrix = np.zeros([outputs, size])
+    for index, share in ((lower, 1 - weight), (lower + 1, weight)):
+        np.add.at(matrix, (np.arange(outputs), np.clip(index, 0, size - 1).astype(int)), share)
+    return matrix
+
+
+def _resize_bilinear(original, images, size, align_corners=False, half_pixel_centers=False, name=None):
+    """`ResizeBilinear` as two products, in the images' own precision; the kernel computes in float32."""
+    images, outputs = tf.convert_to_tensor(images), tf.get_static_value(size)
+    if outputs is None or not images.shape[1:3].is_fully_defined() or not images.dtype.is_floating:
+        return original(images, size, align_corners=align_corners, half_pixel_centers=half_pixel_centers, name=name)
+    rows, columns = (
+        tf.constant(_interpolation(n, int(m), align_corners, half_pixel_centers), images.dtype)
+        for n, m in zip(images.shape[1:3], outputs, strict=True)
+    )
+    return tf.einsum("ih,bhwc,jw->bijc", rows, images, columns)
+
+
 @contextlib.contextmanager
 def correct_second_derivatives() -> Iterator[None]:
     """Trace a model in this scope and its Hessian-vector products are right."""
     with (
         substituted(nn_impl, "moments", _moments),
         substituted(gen_nn_ops, "fused_batch_norm_v3", _fused_batch_norm),
+        substituted(gen_image_ops, "resize_bilinear", _resize_bilinear),
     ):
         yield

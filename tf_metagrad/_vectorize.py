@@ -54,10 +54,15 @@ def _convolution(original, input, filters, strides=None, padding="VALID", data_f
         and (data_format is None or data_format.endswith("C"))
         and x.shape.rank == rank + 2
         and x.shape[1:].is_fully_defined()
-        and x.shape[-1] == filters.shape[-2]
+        and filters.shape.is_fully_defined()
     )
     if not plain:
         return original(input, filters, strides, padding, data_format, dilations, **kwargs)
+    groups = x.shape[-1] // filters.shape[-2]
+    if groups > 1:
+        pairs = zip(tf.split(x, groups, axis=-1), tf.split(filters, groups, axis=-1), strict=True)
+        parts = [_convolution(original, a, b, strides, padding, data_format, dilations, **kwargs) for a, b in pairs]
+        return tf.concat(parts, axis=-1)
     strides = nn_ops._get_sequence(strides, rank, rank + 1, "strides")[1:-1]
     dilations = nn_ops._get_sequence(dilations, rank, rank + 1, "dilations")[1:-1]
     *kernel, _, outputs = filters.shape

@@ -120,7 +120,7 @@ class MetaLearner(keras.Model):
 
     def call(self, inputs, training=False):
         """Return the predictions of the model at the initialisation, without adaptation."""
-        return self.model(inputs, training=training)
+        return self.model(inputs, training=training) if self.model._call_has_training_arg else self.model(inputs)
 
     def compile(self, optimizer: Any = "adam", metrics: Any = None) -> None:
         """Set the meta-optimizer and the metrics of the query predictions, as in `keras.Model.compile`."""
@@ -155,7 +155,9 @@ class MetaLearner(keras.Model):
     def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Apply one compiled meta-update; return the query loss and the running values of the compiled metrics."""
         estimator = self.estimator
-        function = self.compiled_function("gradient", estimator, lambda t, s: self.estimate(t, s, estimator))
+        function = self.compiled_function(
+            "gradient", (estimator, self.inner), lambda t, s: self.estimate(t, s, estimator)
+        )
         gradient, outputs = function.trace(tasks, seed)
         if ("update", gradient) not in self._cache.functions:
             self._build_metrics(tasks, outputs[2])
@@ -187,7 +189,9 @@ class MetaLearner(keras.Model):
         """
         tasks = self.check_tasks(tasks)
         estimator = self.estimator
-        function = self.compiled_function("gradient", estimator, lambda t, s: self.estimate(t, s, estimator))
+        function = self.compiled_function(
+            "gradient", (estimator, self.inner), lambda t, s: self.estimate(t, s, estimator)
+        )
         gradients, losses, predictions = function(tasks, tf.constant(seed, tf.int64))
         return MetaGradient(list(gradients), tf.reduce_mean(losses), self.metrics_of(tasks.query_y, predictions))
 

@@ -48,7 +48,7 @@ def conv2d(
 
     Example:
         >>> conv2d(ways=5).count_params()
-        113221
+        112773
     """
     x = start = keras.Input(shape)
     for _ in range(blocks):

@@ -11,8 +11,8 @@ Settings = dict[str, Any]
 # 2,000 steps of 4 tasks of MNIST-1D take about a minute on two CPU cores.
 DEFAULTS = {
     "mnist1d": dict(
-        steps=2000, meta_batch=4, ways=3, shots=5, queries=10, inner_steps=5, inner_learning_rate=0.03,
-        meta_learning_rate=1e-2,
+        steps=2000, meta_batch=4, ways=3, shots=5, queries=10, inner_steps=5, inner_learning_rate=0.1,
+        meta_learning_rate=3e-3,
     ),
     "sinusoid": dict(
         steps=2000, meta_batch=25, shots=10, queries=10, inner_steps=5, inner_learning_rate=0.01,
