@@ -152,12 +152,14 @@ class MetaLearner(keras.Model):
             self._cache.functions[kind, key] = _execution.Compiled(function, self.execution.jit_compile)
         return self._cache.functions[kind, key]
 
+    def _gradient_function(self) -> _execution.Compiled:
+        estimator = self.estimator
+        key = (estimator, self.inner)
+        return self.compiled_function("gradient", key, lambda t, s: self.estimate(t, s, estimator))
+
     def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Apply one compiled meta-update; return the query loss and the running values of the compiled metrics."""
-        estimator = self.estimator
-        function = self.compiled_function(
-            "gradient", (estimator, self.inner), lambda t, s: self.estimate(t, s, estimator)
-        )
+        function = self._gradient_function()
         gradient, outputs = function.trace(tasks, seed)
         if ("update", gradient) not in self._cache.functions:
             self._build_metrics(tasks, outputs[2])
@@ -188,10 +190,7 @@ class MetaLearner(keras.Model):
             ValueError: NaN in the data, labels outside of the ways, a support set that lacks a class.
         """
         tasks = self.check_tasks(tasks)
-        estimator = self.estimator
-        function = self.compiled_function(
-            "gradient", (estimator, self.inner), lambda t, s: self.estimate(t, s, estimator)
-        )
+        function = self._gradient_function()
         gradients, losses, predictions = function(tasks, tf.constant(seed, tf.int64))
         return MetaGradient(list(gradients), tf.reduce_mean(losses), self.metrics_of(tasks.query_y, predictions))
 
