@@ -160,7 +160,10 @@ class Problem:
 
     def curvature(self, phi: Params, state: Params, step: tf.Tensor, adjoint: Params):
         """Return the support gradient at phi and H D_k v, both for all weights."""
-        vector = _tree.multiply(self.rates_at(step), self.adapting(adjoint))
+        return self.hessian_product(phi, state, _tree.multiply(self.rates_at(step), self.adapting(adjoint)))
+
+    def hessian_product(self, phi: Params, state: Params, vector: Params):
+        """Return the support gradient at phi and H v, both for all weights; v is one tensor for each adapting one."""
         return self.functions.curvature(self._full(phi), state, self.task.support_x, self.task.support_y, vector)
 
     def parallel_curvature(self, phi: Params, state: Params, steps: tf.Tensor, adjoint: Params):
