@@ -43,12 +43,13 @@ class Quadratic:
         """`rates[k]` is the diagonal of D_k, `[steps, weights]`."""
         (xs, ys), (xq, yq) = support, query
         self.hessian, self.b = 2 * xs.T @ xs / len(xs), 2 * xs.T @ ys / len(xs)
+        self.query_hessian, self.c = 2 * xq.T @ xq / len(xq), 2 * xq.T @ yq / len(xq)
         self.rates, self.steps, self.w0 = rates, len(rates), w0
         self.path, self.gradients = [w0], []
         for rate in rates:
             self.gradients.append(self.hessian @ self.path[-1] - self.b)
             self.path.append(self.path[-1] - rate * self.gradients[-1])
-        self.g = 2 * xq.T @ (xq @ self.path[-1] - yq) / len(xq)
+        self.g = self.query_gradient(self.path[-1])
 
     def factors(self) -> list[np.ndarray]:
         """Return -H D_k for each step."""
@@ -57,6 +58,30 @@ class Quadratic:
     def binomial(self, order: int, first: int = 0, start: int = 0) -> np.ndarray:
         """Return eq. (8) or (39): products of at most `order` factors among steps max(first, start) .. K-1."""
         return binomial_sum(self.factors()[max(first, start) :], order, self.g)
+
+    def query_gradient(self, w: np.ndarray) -> np.ndarray:
+        """Return the gradient of the query loss at w."""
+        return self.query_hessian @ w - self.c
+
+    def multi_step(self, step_weights: tuple[float, ...], start: int = 0) -> np.ndarray:
+        """Return the adjoint of phi^start under sum_k w_k l_val(phi^k), k = 1 .. K; for `start` > 0 from w_start on."""
+        total = np.zeros_like(self.w0)
+        for k in range(max(start, 1), self.steps + 1):
+            term = step_weights[k - 1] * self.query_gradient(self.path[k])
+            for factor in reversed(self.factors()[start:k]):
+                term = term + factor @ term
+            total = total + term
+        return total
+
+    def proximal(self, weight: float, nu: float = 0.0) -> np.ndarray:
+        """Return the solution of min nu l_val(w) + l(w) + weight/2 |w - w0|^2."""
+        matrix = nu * self.query_hessian + self.hessian + weight * np.eye(len(self.w0))
+        return np.linalg.solve(matrix, nu * self.c + self.b + weight * self.w0)
+
+    def implicit(self, weight: float) -> np.ndarray:
+        """Return the gradient of l_val(proximal(w0)) with respect to w0."""
+        matrix = np.eye(len(self.w0)) + self.hessian / weight
+        return np.linalg.solve(matrix, self.query_gradient(self.proximal(weight)))
 
     def rate_gradient(self, adjoint: Callable[[int], np.ndarray]) -> np.ndarray:
         """Return dF/dD_k for all steps, given the adjoint of phi^j as a function of j."""

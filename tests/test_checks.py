@@ -152,7 +152,7 @@ def without_weights():
         (lambda: MAML(mode="tape"), "`mode` must be one of .* Received: mode='tape'"),
         (
             lambda: make_learner(inner=mg.inner.GradientDescent(1, learn="scalar"), estimator=Reptile()),
-            "Reptile has no gradient for a learned rate. Received: learn='scalar'",
+            "Reptile has no gradient for a learned hyperparameter. Received: learn='scalar'",
         ),
         (lambda: mg.inner.GradientDescent(0), "`steps` must be a whole number of at least 1. Received: steps=0"),
         (lambda: mg.inner.GradientDescent(1, -1.0), "must be a positive number. Received: learning_rate=-1.0"),

@@ -6,13 +6,13 @@ import json
 import keras
 import numpy as np
 import pytest
-from estimator_cases import CASES
+from estimator_cases import CASES, PLAIN, RATE, STEPS
 from references import Quadratic, ravel, relative_error
 
 import tf_metagrad as mg
 from tf_metagrad import estimators
 
-STEPS, WEIGHTS, TASKS, RATE = 4, 3, 3, 0.15
+WEIGHTS, TASKS = 3, 3
 ALL = [case for cases in CASES.values() for case in cases]
 
 
@@ -23,10 +23,9 @@ def make_tasks():
     return mg.Task(xs, ys, xq, yq)
 
 
-def make_learner(estimator, learn=None, execution="vectorize", jit_compile=False):
+def make_learner(estimator, inner=PLAIN, execution="vectorize", jit_compile=False):
     model = keras.Sequential([keras.Input((WEIGHTS,)), keras.layers.Dense(1, use_bias=False)])
-    return mg.MetaLearner(model, "mse", mg.inner.GradientDescent(STEPS, RATE, learn), estimator,
-                          execution=execution, jit_compile=jit_compile)  # fmt: skip
+    return mg.MetaLearner(model, "mse", inner, estimator, execution=execution, jit_compile=jit_compile)
 
 
 def quadratics(learner, tasks, rates):
@@ -41,31 +40,36 @@ def test_every_public_estimator_has_a_reference():
     public = {getattr(estimators, name) for name in estimators.__all__}
     public = {c for c in public if inspect.isclass(c) and c is not estimators.Estimator}
     assert public == set(CASES)
-    assert all(cases and all(type(case[0]) is kind for case in cases) for kind, cases in CASES.items())
+    assert all(cases and all(type(case.estimator) is kind for case in cases) for kind, cases in CASES.items())
 
 
-@pytest.mark.parametrize("case", ALL, ids=lambda case: str(case[0]))
+@pytest.mark.parametrize("case", ALL, ids=lambda case: str(case.estimator))
 def test_closed_form(float64, case):
-    estimator, reference, _ = case
-    learner, tasks = make_learner(estimator), make_tasks()
+    learner, tasks = make_learner(case.estimator, case.inner), make_tasks()
     before = [v.numpy() for v in learner.meta_variables]
     result = learner.meta_gradient(tasks)
-    expected = np.mean([reference(q) for q in quadratics(learner, tasks, np.full((STEPS, WEIGHTS), RATE))], axis=0)
-    assert relative_error(result.gradients, [expected]) < 1e-10
+    problems = quadratics(learner, tasks, np.full((STEPS, WEIGHTS), RATE))
+    expected = np.mean([case.meta_gradient(q) for q in problems], axis=0)
+    if case.stochastic:
+        samples = np.stack([ravel(learner.meta_gradient(tasks, seed=s).gradients) for s in range(60)])
+        standard_error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+        assert np.all(np.abs(samples.mean(axis=0) - expected) < 4 * standard_error)
+        assert np.linalg.norm(standard_error) < 0.05 * np.linalg.norm(expected)
+    else:
+        assert relative_error(result.gradients, [expected]) < 1e-10
     assert [tuple(g.shape) for g in result.gradients] == [tuple(v.shape) for v in learner.meta_variables]
     assert all(g.dtype == "float64" for g in result.gradients)
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, learner.meta_variables, strict=True))
 
 
 @pytest.mark.parametrize("learn", ["scalar", "per_layer_and_step", "per_parameter"])
-@pytest.mark.parametrize("case", [case for case in ALL if case[2]], ids=lambda case: str(case[0]))
+@pytest.mark.parametrize("case", [case for case in ALL if case.adjoint], ids=lambda case: str(case.estimator))
 def test_learned_rates(float64, case, learn):
-    estimator, reference, adjoint = case
-    learner, tasks = make_learner(estimator, learn), make_tasks()
+    learner, tasks = make_learner(case.estimator, mg.inner.GradientDescent(STEPS, RATE, learn)), make_tasks()
     rng = np.random.default_rng(2)
-    for rate in learner.rates:
+    for rate in learner.hyperparameters:
         rate.assign(RATE * rng.uniform(0.5, 1.5, size=rate.shape))
-    value = learner.rates[0].numpy()
+    value = learner.hyperparameters[0].numpy()
     rates = {
         "scalar": lambda: np.full((STEPS, WEIGHTS), value),
         "per_layer_and_step": lambda: np.repeat(value, WEIGHTS, 1),
@@ -73,15 +77,15 @@ def test_learned_rates(float64, case, learn):
     }[learn]()
     *gradients, rate_gradient = learner.meta_gradient(tasks).gradients
     problems = quadratics(learner, tasks, rates)
-    assert relative_error(gradients, [np.mean([reference(q) for q in problems], axis=0)]) < 1e-10
-    per_step = np.mean([q.rate_gradient(lambda j, q=q: adjoint(q, j)) for q in problems], axis=0)
+    assert relative_error(gradients, [np.mean([case.meta_gradient(q) for q in problems], axis=0)]) < 1e-10
+    per_step = np.mean([q.rate_gradient(lambda j, q=q: case.adjoint(q, j)) for q in problems], axis=0)
     expected = {"scalar": per_step.sum(), "per_layer_and_step": per_step.sum(1), "per_parameter": per_step.sum(0)}[
         learn
     ]
     assert relative_error([rate_gradient], [expected]) < 1e-10
 
 
-@pytest.mark.parametrize("estimator", [case[0] for case in ALL], ids=str)
+@pytest.mark.parametrize("estimator", [case.estimator for case in ALL], ids=str)
 def test_configuration_round_trip(estimator):
     text = json.dumps(keras.saving.serialize_keras_object(estimator))
     assert keras.saving.deserialize_keras_object(json.loads(text)) == estimator
@@ -91,9 +95,10 @@ def test_configuration_round_trip(estimator):
         estimator.truncation = 7
 
 
-@pytest.mark.parametrize("estimator", [cases[-1][0] for cases in CASES.values()], ids=str)
-def test_traced_once(float64, estimator):
-    learner, tasks = make_learner(estimator), make_tasks()
+@pytest.mark.parametrize("case", [cases[-1] for cases in CASES.values()], ids=lambda case: str(case.estimator))
+def test_traced_once(float64, case):
+    estimator = case.estimator
+    learner, tasks = make_learner(estimator, case.inner), make_tasks()
     first = learner.meta_gradient(tasks)
     learner.estimator = type(estimator).from_config(estimator.get_config())  # equal, not the same object
     second = learner.meta_gradient(mg.Task(*[t + 1 for t in tasks]))
@@ -102,9 +107,11 @@ def test_traced_once(float64, estimator):
     assert relative_error(first.gradients, second.gradients) > 1e-3
 
 
-@pytest.mark.parametrize("estimator", [cases[-1][0] for cases in CASES.values()], ids=str)
-def test_batch_is_the_mean_of_its_tasks(float64, estimator):
-    learner, tasks = make_learner(estimator, execution="map"), make_tasks()
+@pytest.mark.parametrize(
+    "case", [cases[-1] for cases in CASES.values() if not cases[-1].stochastic], ids=lambda case: str(case.estimator)
+)
+def test_batch_is_the_mean_of_its_tasks(float64, case):
+    learner, tasks = make_learner(case.estimator, case.inner, execution="map"), make_tasks()
     whole = ravel(learner.meta_gradient(tasks).gradients)
     parts = [ravel(learner.meta_gradient(mg.Task(*[t[i : i + 1] for t in tasks])).gradients) for i in range(TASKS)]
     assert relative_error([whole], [np.mean(parts, axis=0)]) < 1e-12

@@ -105,12 +105,12 @@ def test_recursion_equals_the_brute_force_sum(steps):
         return [tf.zeros_like(products)], [products]
 
     problem = SimpleNamespace(
-        steps=steps, rates=[], parallel_curvature=parallel_curvature, adapting=lambda full: full,
+        steps=steps, learned=[], parallel_curvature=parallel_curvature, adapting=lambda full: full,
         rate_gradients=lambda *_: [],
     )  # fmt: skip
     factors = [-h * d for h, d in zip(hessians, rates, strict=True)]
     for horizon in range(1, steps + 1):
-        path = SimpleNamespace(iterates=[tf.zeros([horizon, 4])], states=[], gradients=[])
+        path = SimpleNamespace(iterates=[tf.zeros([horizon, 4])], states=[], directions=[])
         for order in range(1, horizon + 1):
             result, _ = binomial(problem, path, [tf.constant(g)], order)
             assert relative_error(result, [binomial_sum(factors[steps - horizon :], order, g)]) < 1e-12

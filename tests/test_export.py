@@ -52,7 +52,7 @@ def classifier(**options):
 
 def learned_rates():
     learner = classifier(inner=mg.inner.GradientDescent(2, 0.3, learn="per_layer_and_step"))
-    learner.rates[0].assign(np.linspace(0.1, 0.9, 2 * 3).reshape(2, 3))
+    learner.hyperparameters[0].assign(np.linspace(0.1, 0.9, 2 * 3).reshape(2, 3))
     return learner
 
 

@@ -12,8 +12,8 @@ from tensorflow.python.ops import gen_image_ops
 
 from tf_metagrad._hvp import forward_over_reverse, reverse_over_reverse
 from tf_metagrad._model import FunctionalModel
-from tf_metagrad._problem import TaskFunctions
 from tf_metagrad._second_order import correct_second_derivatives
+from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._vectorize import vectorizable_convolutions
 
 
@@ -101,7 +101,7 @@ def difference(functions, weights, state, x, y, direction, step=1e-5):
 @pytest.mark.parametrize("name", [*FORWARD, *REVERSE])
 def test_hvp_equals_central_differences(float64, name):
     parts = problem((FORWARD | REVERSE)[name](), embedding=name == "Embedding")
-    gradient, hvp = parts[0].curvature(*parts[1:])
+    gradient, hvp, _ = parts[0].curvature(*parts[1:])
     reference = difference(*parts)
     assert np.linalg.norm(ravel(hvp) - reference) < 1e-6 * np.linalg.norm(reference)
     assert parts[0].hvp.mode is (forward_over_reverse if name in FORWARD else reverse_over_reverse)
@@ -120,7 +120,7 @@ def test_the_correction_is_needed_here(float64, name):
         y, _ = model.stateless_call(w, parts[2], parts[3], training=True)
         return parts[0].model.loss_fn(parts[4], y), None
 
-    _, hvp = tf.function(lambda: reverse_over_reverse(loss_fn, weights, range(len(weights)), parts[5]))()
+    _, hvp, _ = tf.function(lambda: reverse_over_reverse(loss_fn, weights, range(len(weights)), parts[5]))()
     reference = difference(*parts)
     wrong = np.linalg.norm(ravel(hvp) - reference) / np.linalg.norm(reference)
     assert wrong > 1e-3
@@ -130,7 +130,7 @@ def test_fused_batch_norm_of_a_user():
     """The kernel is float32 only, and so are its differences; its own second derivative is off by 1 / (n - 1)."""
     model = stack((2, 2, 2), layers.Conv2D(3, 1), FusedBatchNorm(), layers.Activation("tanh"))
     parts = problem(model, examples=2)
-    _, hvp = parts[0].curvature(*parts[1:])
+    _, hvp, _ = parts[0].curvature(*parts[1:])
     reference = difference(*parts, step=1e-2)
     assert np.linalg.norm(ravel(hvp) - reference) < 5e-3 * np.linalg.norm(reference)
 

@@ -301,7 +301,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(script, tmp_path, obstacle):
     [
         (["--estimator=MAMLL"], "Unknown estimator. Received: 'MAMLL'. Known: BinomMAML"),
         (["--estimator=BinomMAML(9)"], "at most the number of inner steps. Received: truncation=9 with steps=2."),
-        (["--estimator=Reptile", "--learn_rates=scalar"], "Reptile has no gradient for a learned rate."),
+        (["--estimator=Reptile", "--learn_rates=scalar"], "Reptile has no gradient for a learned hyperparameter."),
         (["--adapt=nolayer"], "`adapt` must name layers .* Received: 'nolayer'. The model 'mlp' has: dense"),
         (["--adapt="], "`adapt` must be"),
         (["--inner_learning_rate=0"], "`learning_rate` must be a positive number."),

@@ -37,7 +37,7 @@ def tasks(start=0):
 
 def variables(learner):
     """All but the model's own seeds, which a learner does not use: its seeds are functions of the step."""
-    return [*learner.model.weights, *learner.rates, *learner.optimizer.variables]
+    return [*learner.model.weights, *learner.hyperparameters, *learner.optimizer.variables]
 
 
 def snapshot(learner):

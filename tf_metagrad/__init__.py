@@ -1,7 +1,7 @@
 """Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
 
 from tf_metagrad import data, estimators, inner, models
-from tf_metagrad._types import MetaGradient, Task
+from tf_metagrad._types import MetaGradient, Solution, Task
 from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
 from tf_metagrad.learner import MetaLearner
@@ -11,6 +11,7 @@ __all__ = [
     "Evaluation",
     "MetaGradient",
     "MetaLearner",
+    "Solution",
     "Task",
     "data",
     "estimators",

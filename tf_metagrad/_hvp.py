@@ -33,11 +33,11 @@ def value_and_gradient(loss_fn: LossFunction, weights: Params, wrt: Sequence[int
 
 
 def forward_over_reverse(loss_fn: LossFunction, weights: Params, wrt: Sequence[int], vector: Params):
-    """Return `(gradient, H v)`, both for all weights; `vector` has one tensor for each index in `wrt`."""
+    """Return `(gradient, H v, aux)`, both for all weights; `vector` has one tensor for each index in `wrt`."""
     chosen = [weights[i] for i in wrt]
     with tf.autodiff.ForwardAccumulator(chosen, list(vector)) as accumulator:
-        _, _, gradient = value_and_gradient(loss_fn, weights, range(len(weights)))
-    return gradient, [tf.convert_to_tensor(h) for h in accumulator.jvp(gradient, unconnected_gradients=_ZERO)]
+        _, aux, gradient = value_and_gradient(loss_fn, weights, range(len(weights)))
+    return gradient, [tf.convert_to_tensor(h) for h in accumulator.jvp(gradient, unconnected_gradients=_ZERO)], aux
 
 
 def reverse_over_reverse(loss_fn: LossFunction, weights: Params, wrt: Sequence[int], vector: Params):
@@ -45,10 +45,10 @@ def reverse_over_reverse(loss_fn: LossFunction, weights: Params, wrt: Sequence[i
     weights = list(weights)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(weights)
-        _, _, gradient = value_and_gradient(loss_fn, weights, range(len(weights)))
+        _, aux, gradient = value_and_gradient(loss_fn, weights, range(len(weights)))
         product = _tree.dot([gradient[i] for i in wrt], vector)
     hvp = tape.gradient(product, weights, unconnected_gradients=_ZERO)
-    return gradient, [tf.convert_to_tensor(h) for h in hvp]
+    return gradient, [tf.convert_to_tensor(h) for h in hvp], aux
 
 
 class HessianVectorProduct:
@@ -59,7 +59,7 @@ class HessianVectorProduct:
         self.mode = forward_over_reverse
 
     def __call__(self, loss_fn: LossFunction, weights: Params, wrt: Sequence[int], vector: Params):
-        """Return `(gradient, H v)`; see `forward_over_reverse`."""
+        """Return `(gradient, H v, aux)`; see `forward_over_reverse`."""
         if self.mode is reverse_over_reverse:
             return reverse_over_reverse(loss_fn, weights, wrt, vector)
         try:

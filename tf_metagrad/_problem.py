@@ -4,33 +4,16 @@ The estimators' arithmetic is the same with and without a leading axis of tasks,
 `stacked=True` every tensor that belongs to a task has that axis.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_metagrad import _execution, _tree
-from tf_metagrad._hvp import HessianVectorProduct, value_and_gradient
-from tf_metagrad._model import FunctionalModel
+from tf_metagrad import _execution, _inner_loop, _tree
+from tf_metagrad._inner_loop import Path
+from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Params, Task
-from tf_metagrad.inner import AdaptingWeights, GradientDescent
-
-
-class Path(NamedTuple):
-    """The inner loop's result: phi^K, the state after it, and what was recorded on the way.
-
-    Attributes:
-        end: phi^K, the adapting weights.
-        state: the model's non-trainable state after step K.
-        iterates: phi^k of the last `keep` steps, stacked `[keep, ...]`.
-        states: the state that each of those steps read, stacked `[keep, ...]`.
-        gradients: support gradients of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
-    """
-
-    end: Params
-    state: Params
-    iterates: Params
-    states: Params
-    gradients: Params
+from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
 
 
 class Query(NamedTuple):
@@ -42,46 +25,19 @@ class Query(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Gradients of the meta-parameters and of the learned rates (means over the tasks), and the query result."""
+    """What an estimator returns.
 
-    gradients: Params
-    rate_gradients: Params
-    query: Query
-
-
-class TaskFunctions:
-    """Gradient and HVP of the loss of one task, or of a stack of tasks, each traced once however often it is called.
-
-    For a stack only the forward pass is vectorised: the gradient and the HVP of the sum of the tasks' losses with
-    respect to stacked weights are the stacked gradients and HVPs.
+    Attributes:
+        gradients: of the meta-parameters, the mean over the tasks.
+        hyperparameter_gradients: of the learned hyperparameters, the mean over the tasks.
+        query: the query result, for each task.
+        diagnostics: how the solvers went, by name, one number for each task; see `Problem.diagnostics`.
     """
 
-    def __init__(self, model: FunctionalModel, adapting: list[int]):
-        """`adapting` lists the indices of the weights that adapt; `model.vectorized` says whether tasks are stacked."""
-        self.model, self.adapting = model, adapting
-        self.hvp = HessianVectorProduct()
-        options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
-        self.gradient = tf.function(self._gradient, **options)
-        self.curvature = tf.function(self._curvature, **options)
-
-    def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
-        """Return `(total, (losses, new_state, predictions))`."""
-        if not self.model.vectorized:
-            loss, (state, predictions) = self.model.loss(weights, state, x, y, training)
-            return loss, (loss, state, predictions)
-        losses, (state, predictions) = _execution.map_over(
-            lambda args: self.model.loss(*args, training), (list(weights), list(state), x, y), "vectorize"
-        )
-        return tf.reduce_sum(losses), (losses, state, predictions)
-
-    def _gradient(self, weights, state, x, y, wrt):
-        _, (loss, state, predictions), gradient = value_and_gradient(
-            lambda w: self.loss(w, state, x, y, training=True), weights, wrt
-        )
-        return loss, state, predictions, gradient
-
-    def _curvature(self, weights, state, x, y, vector):
-        return self.hvp(lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector)
+    gradients: Params
+    hyperparameter_gradients: Params
+    query: Query
+    diagnostics: dict[str, tf.Tensor]
 
 
 class Problem:
@@ -92,42 +48,69 @@ class Problem:
         inner: the inner optimiser.
         weights: what it needs to know of the adapting weights.
         theta: all trainable weights.
-        rates: the learned rates, if any.
+        learned: the learned hyperparameters, if any.
         state: the model's non-trainable state for the first step; with a leading axis where `stacked`.
         task: the data; with a leading axis where `stacked`.
+        seed: `[2]`, the task's own seed; with a leading axis where `stacked`.
         execution: how stacked tasks and parallel HVPs are run.
         stacked: whether there is a leading axis of tasks.
     """
 
     def __init__(
-        self, functions: TaskFunctions, inner: GradientDescent, weights: AdaptingWeights, theta: Params, rates: Params,
-        state: Params, task: Task, execution: _execution.Execution, stacked: bool,
+        self, functions: TaskFunctions, inner: InnerOptimizer, weights: AdaptingWeights, theta: Params,
+        learned: Params, state: Params, task: Task, seed: tf.Tensor, execution: _execution.Execution, stacked: bool,
     ):  # fmt: skip
         """Store the parts; see the class."""
         self.functions, self.inner, self.weights = functions, inner, weights
-        self.theta, self.rates, self.state = list(theta), list(rates), list(state)
-        self.task, self.execution, self.stacked = task, execution, stacked
+        self.theta, self.learned, self.state = list(theta), list(learned), list(state)
+        self.task, self.seed, self.execution, self.stacked = task, seed, execution, stacked
         self.steps = inner.steps
         self.shared = [i for i in range(len(self.theta)) if i not in set(functions.adapting)]
+        self.learns_rates = bool(self.learned) and not inner.proximal
+        self.offset: Params | None = None
 
     # Weights -----------------------------------------------------------------------------------------------------
+
+    def moved(self, offset: Params) -> "Problem":
+        """Return the problem around theta + offset; where stacked, each task has its own offset."""
+        problem = copy.copy(self)
+        problem.offset = offset
+        return problem
+
+    def _theta(self) -> list[tf.Tensor]:
+        """Return all weights of the initialisation, for each task where stacked."""
+        theta = self.theta
+        if self.stacked:
+            count = tf.nest.flatten(self.task)[0].shape[0]
+            theta = [tf.broadcast_to(t, [count, *t.shape]) for t in theta]
+        return theta if self.offset is None else _tree.add(theta, self.offset)
 
     def adapting(self, full: Params) -> list[tf.Tensor]:
         """Return the entries of a full list that belong to weights that adapt."""
         return [full[i] for i in self.functions.adapting]
 
+    def add_to_adapting(self, full: Params, part: Params) -> list[tf.Tensor]:
+        """Return the full list with `part` added to the weights that adapt."""
+        full = list(full)
+        for index, p in zip(self.functions.adapting, part, strict=True):
+            full[index] += p
+        return full
+
+    def merged(self, adapting: Params, shared: Params) -> list[tf.Tensor]:
+        """Return the full list made of what belongs to weights that adapt and to those that don't."""
+        full = dict(zip([*self.functions.adapting, *self.shared], [*adapting, *shared], strict=True))
+        return [full[i] for i in range(len(self.theta))]
+
     def initial(self) -> list[tf.Tensor]:
         """Return phi^0: theta's adapting weights, repeated for each task where stacked."""
-        phi = self.adapting(self.theta)
-        if self.stacked:
-            count = tf.nest.flatten(self.task)[0].shape[0]
-            phi = [tf.broadcast_to(p, [count, *p.shape]) for p in phi]
-        return phi
+        return self.adapting(self._theta())
 
     def _full(self, phi: Params) -> list[tf.Tensor]:
         """Return all weights around phi; where stacked, the shared ones are repeated as well."""
         full = list(self.theta)
-        if self.stacked:
+        if self.offset is not None:
+            full = self._theta()
+        elif self.stacked:
             full = [tf.broadcast_to(t, [phi[0].shape[0], *t.shape]) for t in full]
         for index, p in zip(self.functions.adapting, phi, strict=True):
             full[index] = p
@@ -139,15 +122,32 @@ class Problem:
 
     # Derivatives -------------------------------------------------------------------------------------------------
 
-    def support_gradient(self, phi: Params, state: Params):
-        """Return `(gradient, new_state)` of the support loss with respect to the adapting weights."""
+    def support_gradient(self, phi: Params, state: Params, shared_only: bool = False):
+        """Return `(gradient, new_state)` of the support loss, for the adapting or only for the shared weights."""
+        wrt = tuple(self.shared if shared_only else self.functions.adapting)
         x, y = self.task.support_x, self.task.support_y
-        _, state, _, gradient = self.functions.gradient(self._full(phi), state, x, y, tuple(self.functions.adapting))
+        _, state, _, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
         return gradient, state
 
-    def query(self, phi: Params, state: Params, shared_only: bool = False) -> Query:
-        """Return loss, predictions and gradient g^K of the query loss, for all or only for the shared weights."""
-        wrt = tuple(self.shared if shared_only else range(len(self.theta)))
+    def inner_gradient(self, phi: Params, state: Params, perturbation: tf.Tensor | None = None):
+        """Return `(G, new_state)`, the gradient of nu l_val + l_trn + lambda/2 |phi - theta|^2 at phi.
+
+        nu is the perturbation, and lambda is 0 without a proximal term. The query gradient waits for the support
+        gradient, so that the activations of one are held at a time.
+        """
+        gradient, new_state = self.support_gradient(phi, state)
+        if self.inner.proximal:
+            pull = _tree.scale(self.weight(), _tree.subtract(phi, self.initial()))
+            gradient = _tree.add(gradient, pull)
+        if perturbation is not None:
+            with tf.control_dependencies(gradient):
+                query = self.query(_tree.identity(phi), state, tuple(self.functions.adapting))
+            gradient = _tree.add(gradient, _tree.scale(perturbation, query.gradient))
+        return gradient, new_state
+
+    def query(self, phi: Params, state: Params, wrt: tuple[int, ...] | None = None) -> Query:
+        """Return loss, predictions and gradient g^K of the query loss, for all weights or those listed in `wrt`."""
+        wrt = tuple(range(len(self.theta))) if wrt is None else wrt
         x, y = self.task.query_x, self.task.query_y
         loss, _, predictions, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
         return Query(loss, predictions, gradient)
@@ -158,77 +158,79 @@ class Problem:
         _, (loss, _, predictions) = self.functions.loss(self._full(phi), state, x, y, training)
         return loss, predictions
 
-    def curvature(self, phi: Params, state: Params, step: tf.Tensor, adjoint: Params):
-        """Return the support gradient at phi and H D_k v, both for all weights."""
-        return self.hessian_product(phi, state, _tree.multiply(self.rates_at(step), self.adapting(adjoint)))
-
     def hessian_product(self, phi: Params, state: Params, vector: Params):
         """Return the support gradient at phi and H v, both for all weights; v is one tensor for each adapting one."""
+        return self.curvature(phi, state, vector)[:2]
+
+    def curvature(self, phi: Params, state: Params, vector: Params):
+        """Return what `hessian_product` does, and the new state."""
         return self.functions.curvature(self._full(phi), state, self.task.support_x, self.task.support_y, vector)
 
+    def _curvature(self, phi: Params, state: Params, step: tf.Tensor, adjoint: Params):
+        return self.hessian_product(phi, state, _tree.multiply(self.rates_at(step), self.adapting(adjoint)))
+
     def parallel_curvature(self, phi: Params, state: Params, steps: tf.Tensor, adjoint: Params):
-        """Return what `curvature` returns for several independent steps; all arguments have one more first axis."""
+        """Return the support gradient and H D_k v, for all weights, of several independent steps.
+
+        All arguments have one more first axis, and so have the results.
+        """
         if not self.stacked:
             elements = (list(phi), list(state), steps, list(adjoint))
-            return _execution.map_over(lambda args: self.curvature(*args), elements, self.execution.tasks)
+            return _execution.map_over(lambda args: self._curvature(*args), elements, self.execution.tasks)
         count = steps.shape[0]
         vectors = [_tree.multiply(self.rates_at(steps[i]), self.adapting(_tree.at(adjoint, i))) for i in range(count)]
         vector = [tf.concat(parts, axis=0) for parts in zip(*vectors, strict=True)]
         x, y = tf.nest.map_structure(lambda t: tf.concat([t] * count, 0), (self.task.support_x, self.task.support_y))
-        results = self.functions.curvature(self._full(_merge(phi)), _merge(state), x, y, vector)
+        results = self.functions.curvature(self._full(_merge(phi)), _merge(state), x, y, vector)[:2]
         return tf.nest.map_structure(lambda t: tf.reshape(t, [count, -1, *t.shape[1:]]), results)
 
-    # Rates -------------------------------------------------------------------------------------------------------
+    # Hyperparameters ---------------------------------------------------------------------------------------------
 
     def rates_at(self, step: tf.Tensor) -> list[tf.Tensor]:
         """Return D_k, one tensor for each adapting weight."""
         dtypes = [t.dtype for t in self.adapting(self.theta)]
-        return self.inner.rates_at(self.rates, step, self.weights, dtypes)
+        return self.inner.rates_at(self.learned, step, self.weights, dtypes)
 
-    def rate_gradients(self, step: tf.Tensor, gradient: Params, adjoint: Params) -> list[tf.Tensor]:
-        """Return step k's share of the rates' meta-gradient: phi^{k+1} = phi^k - D_k g_k, so dF/dD_k = -g_k * v."""
-        if not self.rates:
+    def weight(self) -> tf.Tensor:
+        """Return lambda, the weight of the proximal term."""
+        return self.inner.weight_of(self.learned, self.theta[0].dtype)
+
+    def rate_gradients(self, step: tf.Tensor, u: Params, adjoint: Params) -> list[tf.Tensor]:
+        """Return step k's share of the rates' meta-gradient: phi^{k+1} = phi^k - D_k u_k, so dF/dD_k = -u_k * v."""
+        if not self.learns_rates:
             return []
+        cotangents = self.mean([-x * v for x, v in zip(u, self.adapting(adjoint), strict=True)])
+        return self._learned_gradients(lambda: self.rates_at(step), cotangents)
+
+    def weight_gradient(self, value: tf.Tensor) -> list[tf.Tensor]:
+        """Return the meta-gradient of what lambda is learned by, given dF/dlambda for each task."""
+        return self._learned_gradients(lambda: [self.weight()], self.mean([value])) if self.learned else []
+
+    def _learned_gradients(self, function: Any, cotangents: Params) -> list[tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(self.rates)
-            rates = self.rates_at(step)
-        cotangents = self.mean([-g * v for g, v in zip(gradient, self.adapting(adjoint), strict=True)])
-        cotangents = [tf.reduce_sum(c) if r.shape.rank == 0 else c for r, c in zip(rates, cotangents, strict=True)]
-        return [
-            tf.convert_to_tensor(g)
-            for g in tape.gradient(rates, self.rates, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        ]
+            tape.watch(self.learned)
+            values = function()
+        cotangents = [tf.reduce_sum(c) if v.shape.rank == 0 else c for v, c in zip(values, cotangents, strict=True)]
+        zero = tf.UnconnectedGradients.ZERO
+        gradients = tape.gradient(values, self.learned, cotangents, unconnected_gradients=zero)
+        return [tf.convert_to_tensor(g) for g in gradients]
 
     # The inner loop ----------------------------------------------------------------------------------------------
 
-    def adapt(self, keep: int = 0) -> Path:
-        """Run the K inner steps, recording the last `keep` iterates."""
-        first = self.steps - keep
-        phi, state, gradients = self._descend(0, first, self.initial(), self.state, "gradients" if self.rates else None)
-        phi, state, recorded = self._descend(first, self.steps, phi, state, "iterates")
-        count = len(self.functions.adapting)
-        return Path(phi, state, recorded[:count], recorded[count:], gradients)
+    def adapt(self, keep: int = 0, perturbation: tf.Tensor | None = None) -> Path:
+        """Run the K inner steps, recording the last `keep` iterates; `perturbation` is nu, see `inner_gradient`."""
+        return _inner_loop.adapt(self, keep, perturbation)
 
-    def _descend(self, start: int, stop: int, phi: Params, state: Params, record: str | None):
-        """Run steps start .. stop - 1; return phi, state, and the recorded tensors stacked over the steps."""
-        if start == stop:
-            return phi, state, []
-        like = {"gradients": list(phi), "iterates": [*phi, *state], None: []}[record]
-        arrays = [tf.TensorArray(t.dtype, stop - start, element_shape=t.shape) for t in like]
+    def diagnostics(self, path: Path, **more: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return how the inner loop went, for each task, and what the estimator adds.
 
-        def body(step, phi, state, arrays):
-            with tf.name_scope("inner_step"):
-                gradient, new_state = self.support_gradient(phi, state)
-                values = {"gradients": gradient, "iterates": [*phi, *state], None: []}[record]
-                arrays = [a.write(step - start, t) for a, t in zip(arrays, values, strict=True)]
-                phi = _tree.subtract(phi, _tree.multiply(self.rates_at(step), gradient))
-            return step + 1, phi, new_state, arrays
-
-        _, phi, state, arrays = tf.while_loop(
-            lambda step, *_: step < stop, body, (tf.constant(start), list(phi), list(state), arrays),
-            maximum_iterations=stop - start, parallel_iterations=1,
-        )  # fmt: skip
-        return phi, state, [a.stack() for a in arrays]
+        `inner_failed_step` is the first step whose gradient was not finite, or -1; where the inner optimiser has a
+        tolerance, `inner_steps` counts the steps and `inner_residual` is the norm of the last gradient.
+        """
+        found = {"inner_failed_step": path.failed_step, **more}
+        if self.inner.tolerance:
+            found |= {"inner_steps": path.taken, "inner_residual": path.residual}
+        return found
 
 
 def _merge(stacked: Params) -> list[tf.Tensor]:

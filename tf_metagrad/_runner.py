@@ -10,9 +10,10 @@ import tensorflow as tf
 from tf_metagrad import _execution
 from tf_metagrad._execution import Execution
 from tf_metagrad._model import FunctionalModel
-from tf_metagrad._problem import Problem, TaskFunctions
+from tf_metagrad._problem import Problem
+from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Params, Task
-from tf_metagrad.inner import AdaptingWeights, GradientDescent
+from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
 
 _SEED = "seed_generator_state"  # the name that Keras gives to the state of its seed generators
 
@@ -60,8 +61,8 @@ class TaskRunner:
         tasks: Task,
         seed: Any,
         theta: Params,
-        rates: Params,
-        inner: GradientDescent,
+        learned: Params,
+        inner: InnerOptimizer,
         execution: Execution | None = None,
     ):
         """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
@@ -71,7 +72,7 @@ class TaskRunner:
             tasks: a batch of tasks.
             seed: an integer; the randomness of layers such as Dropout is a function of it and the task's index.
             theta: the trainable weights.
-            rates: the learned rates.
+            learned: the learned hyperparameters.
             inner: the inner optimiser.
             execution: another way to run than the runner's.
         """
@@ -80,24 +81,24 @@ class TaskRunner:
         seeded = [v.name == _SEED for v in self.model.non_trainable_variables]
         count = tf.nest.flatten(tasks)[0].shape[0]
         seeds = tf.random.stateless_uniform(
-            [count, len(state), 2],
+            [count, len(state) + 1, 2],
             tf.stack([tf.cast(seed, tf.int64), 0]),
             maxval=2**31 - 1,
             dtype=tf.int64,
             alg="philox",
         )
         functions = self.functions(execution)
-        make = functools.partial(Problem, functions, inner, self.weights, theta, rates, execution=execution)
+        make = functools.partial(Problem, functions, inner, self.weights, theta, learned, execution=execution)
         if execution.tasks == "vectorize":
             stacked = [
                 tf.cast(seeds[:, i], s.dtype) if seeded[i] else tf.broadcast_to(s, [count, *s.shape])
                 for i, s in enumerate(state)
             ]
-            return body(make(state=stacked, task=tasks, stacked=True))
+            return body(make(state=stacked, task=tasks, seed=seeds[:, -1], stacked=True))
 
         def one(elements):
             task, own_seeds = elements
             own = [tf.cast(own_seeds[i], s.dtype) if seeded[i] else s for i, s in enumerate(state)]
-            return body(make(state=own, task=task, stacked=False))
+            return body(make(state=own, task=task, seed=own_seeds[-1], stacked=False))
 
         return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)

@@ -20,9 +20,31 @@ def multiply(a: Params, b: Params) -> list[tf.Tensor]:
     return [x * y for x, y in zip(a, b, strict=True)]
 
 
-def dot(a: Params, b: Params) -> tf.Tensor:
-    """Return the inner product of a and b, a scalar."""
-    return tf.add_n([tf.reduce_sum(x * y) for x, y in zip(a, b, strict=True)])
+def dot(a: Params, b: Params, stacked: bool = False) -> tf.Tensor:
+    """Return the inner product of a and b, a scalar; where stacked, one for each entry of the first axis."""
+    first = 1 if stacked else 0
+    return tf.add_n([tf.reduce_sum(x * y, axis=list(range(first, x.shape.rank))) for x, y in zip(a, b, strict=True)])
+
+
+def scale(factor: float | tf.Tensor, a: Params) -> list[tf.Tensor]:
+    """Return factor times a; a factor `[n]` multiplies tensors `[n, ...]` entry by entry."""
+    if not tf.is_tensor(factor):  # `tf.cast` would round a number to float32 first
+        return [factor * x for x in a]
+    return [_column(tf.cast(factor, x.dtype), x) * x for x in a]
+
+
+def select(condition: tf.Tensor, a: Params, b: Params) -> list[tf.Tensor]:
+    """Return a where the condition holds, else b; a condition `[n]` chooses entry by entry of tensors `[n, ...]`."""
+    return [tf.where(_column(condition, x), x, y) for x, y in zip(a, b, strict=True)]
+
+
+def _column(factor: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    return factor if factor.shape.rank == 0 else tf.reshape(factor, [-1] + [1] * (like.shape.rank - 1))
+
+
+def identity(a: Params) -> list[tf.Tensor]:
+    """Return a as new tensors, which wait for the control dependencies in force."""
+    return [tf.identity(x) for x in a]
 
 
 def zeros_like(a: Params) -> list[tf.Tensor]:

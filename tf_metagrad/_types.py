@@ -11,6 +11,10 @@
 | g^K       | `query_gradient`   | gradient of the query loss at phi^K                                      |
 | H^k       | -                  | Hessian of the support loss at phi^k, met as Hessian-vector product (HVP) |
 | v         | `adjoint`          | the vector that the products (I - H^k D_k) act on, g^K at first          |
+| G_k, u_k  | `gradient`, `u`    | gradient of the inner objective at phi^k; the update rule's direction    |
+| lambda    | `weight`           | weight of the proximal term lambda/2 |phi - theta|^2 of the inner objective |
+| nu        | `perturbation`     | weight of the query loss in FO-B-MAML's perturbed inner objective        |
+| -         | `learned`          | hyperparameters that are learned together with theta                     |
 | L, C      | `truncation`, `horizon` | order kept by Trunc/Binom; how many last Hessians the hybrid keeps  |
 """
 
@@ -46,8 +50,29 @@ class MetaGradient(NamedTuple):
         gradients: one tensor for each of `MetaLearner.meta_variables`, in that order.
         loss: scalar, the query loss after adaptation.
         metrics: scalar for each compiled metric, on the query predictions after adaptation.
+        diagnostics: how the solvers went, one number for each task. `inner_failed_step`: -1, or the first inner step
+            whose gradient is not finite (then an error was raised). With a tolerance in the inner optimiser
+            `inner_steps` and `inner_residual`, the norm of the last inner gradient; with IMAML `solver_iterations` and
+            the relative `solver_residual`.
     """
 
     gradients: list[tf.Tensor]
     loss: tf.Tensor
     metrics: dict[str, tf.Tensor]
+    diagnostics: dict[str, tf.Tensor] = {}  # noqa: RUF012  never changed
+
+
+class Solution(NamedTuple):
+    """What the inner loop found for one task.
+
+    Attributes:
+        weights: the adapted weights, in the order of the model's trainable variables.
+        steps: steps taken.
+        residual: norm of the last gradient of the inner objective.
+        stopped_by: `"tolerance"` or `"steps"`.
+    """
+
+    weights: list[tf.Tensor]
+    steps: int
+    residual: float
+    stopped_by: str

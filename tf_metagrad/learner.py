@@ -9,13 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from tf_metagrad import _checks, _execution
+from tf_metagrad import _checks, _diagnostics, _execution
 from tf_metagrad._runner import TaskRunner
-from tf_metagrad._types import MetaGradient, Task
+from tf_metagrad._types import MetaGradient, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
 from tf_metagrad.evaluation import Evaluation, summarize
-from tf_metagrad.inner import AdaptingWeights, GradientDescent
+from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
 
 
 class MetaLearner(keras.Model):
@@ -53,7 +54,7 @@ class MetaLearner(keras.Model):
         self,
         model: keras.Model,
         loss: Callable | str,
-        inner: GradientDescent,
+        inner: InnerOptimizer,
         estimator: Estimator | None = None,
         adapt: str | Sequence[str] = "all",
         normalization: str = "batch",
@@ -66,7 +67,7 @@ class MetaLearner(keras.Model):
         _checks.check_model(model)
         if normalization not in ("batch", "stored"):
             raise ValueError(f'`normalization` must be "batch" or "stored". Received: {normalization!r}.')
-        if not isinstance(inner, GradientDescent):
+        if not isinstance(inner, InnerOptimizer):
             raise ValueError(f"`inner` must be an inner optimiser of `mg.inner`. Received: {inner!r}.")
         self.model = model
         self.inner = inner
@@ -74,9 +75,9 @@ class MetaLearner(keras.Model):
         adapting = _checks.adapting_indices(model, adapt)
         chosen = [model.trainable_variables[i] for i in adapting]
         self.adapting_weights = AdaptingWeights([tuple(v.shape) for v in chosen], _checks.layer_numbers(chosen))
-        self.rates = [
+        self.hyperparameters = [
             self.add_weight(name=key, shape=value.shape, initializer=_constant(value))
-            for key, value in inner.initial_rates(self.adapting_weights).items()
+            for key, value in inner.initial_hyperparameters(self.adapting_weights).items()
         ]
         self.execution = _execution.choose(execution, jit_compile, model)
         self._runner = TaskRunner(model, self.task_loss, normalization, adapting, self.adapting_weights, self.execution)
@@ -106,8 +107,8 @@ class MetaLearner(keras.Model):
 
     @property
     def meta_variables(self) -> list[keras.Variable]:
-        """What the meta-optimizer trains: the model's trainable variables, then the learned rates."""
-        return [*self.model.trainable_variables, *self.rates]
+        """What the meta-optimizer trains: the model's trainable variables, then the learned hyperparameters."""
+        return [*self.model.trainable_variables, *self.hyperparameters]
 
     @property
     def ways(self) -> int | None:
@@ -133,18 +134,20 @@ class MetaLearner(keras.Model):
     def run_tasks(self, body: Callable, tasks: Task, seed: Any, **options: Any):
         """Run `body(problem)` on each task at the present weights; see `TaskRunner.run`."""
         theta = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
-        rates = [tf.convert_to_tensor(v) for v in self.rates]
-        return self._runner.run(body, tasks, seed, theta, rates, **{"inner": self.inner, **options})
+        learned = [tf.convert_to_tensor(v) for v in self.hyperparameters]
+        return self._runner.run(body, tasks, seed, theta, learned, **{"inner": self.inner, **options})
 
     def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None):
-        """Return `(gradients, query losses, query predictions)`; to be called while tracing a compiled step."""
+        """Return `(gradients, query losses, query predictions, diagnostics)`; call it while tracing a compiled step."""
 
         def body(problem):
             estimate = (estimator or self.estimator).estimate(problem)
-            return [*estimate.gradients, *estimate.rate_gradients], (estimate.query.loss, estimate.query.predictions)
+            return [*estimate.gradients, *estimate.hyperparameter_gradients], (
+                estimate.query.loss, estimate.query.predictions, estimate.diagnostics,
+            )  # fmt: skip
 
-        gradients, (losses, predictions) = self.run_tasks(body, tasks, seed)
-        return gradients, losses, predictions
+        gradients, outputs = self.run_tasks(body, tasks, seed)
+        return gradients, *outputs
 
     def compiled_function(self, kind: str, key: Any, function: Callable) -> _execution.Compiled:
         """Return `function` compiled for this device, made once for each `(kind, key)`."""
@@ -157,8 +160,8 @@ class MetaLearner(keras.Model):
         key = (estimator, self.inner)
         return self.compiled_function("gradient", key, lambda t, s: self.estimate(t, s, estimator))
 
-    def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Apply one compiled meta-update; return the query loss and the running values of the compiled metrics."""
+    def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Apply one compiled meta-update; return query loss, running values of the compiled metrics, diagnostics."""
         function = self._gradient_function()
         gradient, outputs = function.trace(tasks, seed)
         if ("update", gradient) not in self._cache.functions:
@@ -169,10 +172,10 @@ class MetaLearner(keras.Model):
         return self._cache.functions["update", gradient](tasks, seed)
 
     def _update(self, gradient: Callable, tasks: Task, seed: tf.Tensor):
-        gradients, losses, predictions = gradient(tasks, seed)
+        gradients, losses, predictions, diagnostics = gradient(tasks, seed)
         with tf.name_scope("meta_optimizer"):
             self.optimizer.apply(gradients, self.meta_variables)
-        return tf.reduce_mean(losses), self._running_metrics(tasks.query_y, predictions)
+        return tf.reduce_mean(losses), self._running_metrics(tasks.query_y, predictions), diagnostics
 
     # What users call ---------------------------------------------------------------------------------------------
 
@@ -184,15 +187,21 @@ class MetaLearner(keras.Model):
             seed: the randomness of layers such as Dropout is a function of it.
 
         Returns:
-            `MetaGradient(gradients, loss, metrics)`, the gradients in the order of `meta_variables`.
+            `MetaGradient(gradients, loss, metrics, diagnostics)`, the gradients in the order of `meta_variables`. A
+            solver that did not reach its tolerance is logged as a warning.
 
         Raises:
             ValueError: NaN in the data, labels outside of the ways, a support set that lacks a class.
+            FloatingPointError: the inner loop of a task diverged; the message names the task and the step.
         """
         tasks = self.check_tasks(tasks)
         function = self._gradient_function()
-        gradients, losses, predictions = function(tasks, tf.constant(seed, tf.int64))
-        return MetaGradient(list(gradients), tf.reduce_mean(losses), self.metrics_of(tasks.query_y, predictions))
+        gradients, losses, predictions, diagnostics = function(tasks, tf.constant(seed, tf.int64))
+        _diagnostics.check_finite_path(diagnostics, self.inner, f" with {self.estimator}")
+        for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
+            logging.warning(shortfall)
+        metrics = self.metrics_of(tasks.query_y, predictions)
+        return MetaGradient(list(gradients), tf.reduce_mean(losses), metrics, diagnostics)
 
     def adapt(self, support_x: Any, support_y: Any, steps: int | None = None, seed: int = 0) -> list[tf.Tensor]:
         """Return the weights adapted to one task, in the order of the model's trainable variables.
@@ -205,17 +214,26 @@ class MetaLearner(keras.Model):
 
         Raises:
             ValueError: as for `meta_gradient`.
+            FloatingPointError: the inner loop diverged.
         """
+        return self.solve(support_x, support_y, steps, seed).weights
+
+    def solve(self, support_x: Any, support_y: Any, steps: int | None = None, seed: int = 0) -> Solution:
+        """Adapt to one task as `adapt` does; return the weights, the steps taken, and what stopped them."""
         task = Task(support_x, support_y, support_x, support_y)
         batch = self.check_tasks(tf.nest.map_structure(lambda t: tf.convert_to_tensor(t)[None], task))
         inner = self._inner(steps)
 
         def body(problem):
-            return [], problem.adapt().end
+            path = problem.adapt()
+            return [], (path.end, path.taken, path.residual, path.failed_step)
 
         function = self.compiled_function("adapt", inner, lambda t, s: self.run_tasks(body, t, s, inner=inner)[1])
-        adapted = function(batch, tf.constant(seed, tf.int64))
-        return self.full_weights([phi[0] for phi in adapted])
+        adapted, taken, residual, failed = function(batch, tf.constant(seed, tf.int64))
+        _diagnostics.check_finite_path({"inner_failed_step": failed}, inner, "")
+        stopped_by = "tolerance" if inner.tolerance and residual[0] <= inner.tolerance else "steps"
+        weights = self.full_weights([phi[0] for phi in adapted])
+        return Solution(weights, int(taken[0]), float(residual[0]), stopped_by)
 
     def full_weights(self, phi: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return all weights: `phi` for those that adapt, the initialisation's for the shared ones."""
@@ -289,7 +307,7 @@ class MetaLearner(keras.Model):
             self.metrics_of(tasks.query_y, zeros)
             self.reset_metrics()
 
-    def _inner(self, steps: int | None) -> GradientDescent:
+    def _inner(self, steps: int | None) -> InnerOptimizer:
         return self.inner if steps is None else dataclasses.replace(self.inner, steps=steps)
 
 

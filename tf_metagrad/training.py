@@ -9,7 +9,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
+from tf_metagrad import _diagnostics
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.learner import MetaLearner
@@ -33,7 +35,7 @@ def train(
     seed: int = 0,
     verbose: int = 1,
 ) -> keras.callbacks.History:
-    """Train the initialisation (and learned rates) of a compiled learner.
+    """Train the initialisation (and learned hyperparameters) of a compiled learner.
 
     Step s draws batch s of `tasks` and the seed `seed + s`; with a `directory` a second call, in this process or a
     new one, goes on from the last checkpoint and gives the numbers that an undisturbed run gives.
@@ -110,11 +112,14 @@ def _run_epoch(
 ) -> tuple[int, dict[str, float]]:  # fmt: skip
     """Run the given steps, or fewer where a callback stops; return the steps done and the metrics over these."""
     learner.reset_metrics()
-    total, logs = 0.0, {}
+    total, logs, warned = 0.0, {}, []
     for count, step in enumerate(steps, 1):
         swap(step)
         callbacks.on_train_batch_begin(step - epoch_start)
-        loss, metrics = learner.update(_next(learner, stream, step), tf.constant(seed + step, tf.int64))
+        loss, metrics, diagnostics = learner.update(_next(learner, stream, step), tf.constant(seed + step, tf.int64))
+        _diagnostics.check_finite_path(diagnostics, learner.inner, f" at step {step} with {learner.estimator}")
+        if not warned and (warned := _diagnostics.shortfalls(diagnostics, learner.inner, learner.estimator)):
+            logging.warning("Step %d: %s (Said once an epoch.)", step, " ".join(warned))
         total += _finite("query loss", float(loss), learner, step)
         logs = {"loss": total / count, **{name: float(value) for name, value in metrics.items()}}
         callbacks.on_train_batch_end(step - epoch_start, logs)
@@ -199,7 +204,7 @@ def _restore(learner: MetaLearner, directory: Any, keep: int) -> tuple[tf.train.
         return None, 0
     checkpoint = tf.train.Checkpoint(
         model=learner.model,
-        rates=[rate.value for rate in learner.rates],
+        hyperparameters=[variable.value for variable in learner.hyperparameters],
         optimizer=learner.optimizer,
         step=tf.Variable(0, dtype=tf.int64),
     )

@@ -24,18 +24,19 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _tree
-from tf_metagrad._problem import Estimate, Path, Problem
+from tf_metagrad._inner_loop import Path
+from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
-from tf_metagrad.estimators._base import Estimator, check_at_most, check_order
+from tf_metagrad.estimators._base import Estimator, check_at_most, check_order, check_plain
 from tf_metagrad.estimators._truncated import recorded_rate_gradients
-from tf_metagrad.inner import GradientDescent
+from tf_metagrad.inner import InnerOptimizer
 
 
 def binomial(problem: Problem, path: Path, query_gradient: Params, truncation: int, scale: float = 1.0):
     """Return v_L[0] over the Hessians at the kept iterates, and the rates' gradient."""
     L, C = truncation, path.iterates[0].shape[0] if path.iterates else 0  # noqa: N806  the paper's letters
     first = problem.steps - C  # step of the earliest Hessian used
-    rate_gradients = _tree.zeros_like(problem.rates)
+    rate_gradients = _tree.zeros_like(problem.learned)
     if L == 0:
         return query_gradient, recorded_rate_gradients(problem, path, query_gradient)
     parallel = C - L + 1
@@ -52,7 +53,7 @@ def binomial(problem: Problem, path: Path, query_gradient: Params, truncation: i
         level = [
             v[None] - scale * tf.cumsum(h, axis=0, reverse=True) for v, h in zip(last, products, strict=True)
         ]  # v_l[k], k = L-l .. C-l
-    for k in range(C - L if problem.rates else 0):
+    for k in range(C - L if problem.learned else 0):
         gradient, adjoint = problem.adapting(_tree.at(gradients, k)), _tree.at(level, k + 1)
         rate_gradients = _tree.add(rate_gradients, problem.rate_gradients(tf.constant(first + k), gradient, adjoint))
     adjoint = _tree.at(level, 0)
@@ -86,8 +87,9 @@ class BinomMAML(Estimator):
         """Check the configuration."""
         check_order("truncation", self.truncation)
 
-    def check(self, inner: GradientDescent) -> None:
+    def check(self, inner: InnerOptimizer) -> None:
         """See `Estimator.check`."""
+        check_plain(self, inner)
         check_at_most("truncation", self.truncation, inner.steps)
 
     def hvps(self, steps: int) -> int:
@@ -100,7 +102,7 @@ class BinomMAML(Estimator):
         query = problem.query(path.end, path.state)
         scale = self.truncation / problem.steps if self.rescale else 1.0
         adjoint, rate_gradients = binomial(problem, path, query.gradient, self.truncation, scale)
-        return Estimate(problem.mean(adjoint), rate_gradients, query)
+        return Estimate(problem.mean(adjoint), rate_gradients, query, problem.diagnostics(path))
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -133,8 +135,9 @@ class BinomTruncMAML(Estimator):
                 f"horizon={self.horizon}. Raise `horizon` or lower `truncation`."
             )
 
-    def check(self, inner: GradientDescent) -> None:
+    def check(self, inner: InnerOptimizer) -> None:
         """See `Estimator.check`."""
+        check_plain(self, inner)
         check_at_most("horizon", self.horizon, inner.steps)
 
     def hvps(self, steps: int) -> int:
@@ -146,4 +149,4 @@ class BinomTruncMAML(Estimator):
         path = problem.adapt(keep=self.horizon if self.truncation else 0)
         query = problem.query(path.end, path.state)
         adjoint, rate_gradients = binomial(problem, path, query.gradient, self.truncation)
-        return Estimate(problem.mean(adjoint), rate_gradients, query)
+        return Estimate(problem.mean(adjoint), rate_gradients, query, problem.diagnostics(path))

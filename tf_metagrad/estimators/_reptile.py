@@ -4,6 +4,9 @@ Nichol, Achiam and Schulman, 2018, "On first-order meta-learning algorithms", ar
 
     v = (theta - phi^K) / (K alpha)
 
+K is the number of steps taken, where a tolerance stopped the loop. With an inner optimiser other than gradient descent
+it is the same difference, as Reptile's authors used with Adam.
+
 Cost: K gradients and one query forward pass. Weights that are shared by all tasks (`adapt` names some layers only) have
 no inner path; they get the query gradient at phi^K, as in FOMAML.
 """
@@ -11,11 +14,12 @@ no inner path; they get the query gradient at phi^K, as in FOMAML.
 import dataclasses
 
 import keras
+import tensorflow as tf
 
 from tf_metagrad import _tree
 from tf_metagrad._problem import Estimate, Problem
-from tf_metagrad.estimators._base import Estimator
-from tf_metagrad.inner import GradientDescent
+from tf_metagrad.estimators._base import Estimator, check_fixed
+from tf_metagrad.inner import InnerOptimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -24,29 +28,22 @@ class Reptile(Estimator):
     """Move the initialisation towards the adapted weights.
 
     Raises:
-        ValueError: the inner optimiser learns its rates, for which Reptile has no gradient.
+        ValueError: the inner optimiser learns hyperparameters, for which Reptile has no gradient.
 
     Example:
         >>> Reptile().hvps(steps=5)
         0
     """
 
-    def check(self, inner: GradientDescent) -> None:
+    def check(self, inner: InnerOptimizer) -> None:
         """See `Estimator.check`."""
-        if inner.learn is not None:
-            raise ValueError(
-                f"Reptile has no gradient for a learned rate. Received: learn={inner.learn!r}. "
-                "Use a fixed `learning_rate`, or another estimator."
-            )
+        check_fixed(self, inner)
 
     def estimate(self, problem: Problem) -> Estimate:
         """See `Estimator.estimate`."""
         path = problem.adapt()
-        query = problem.query(path.end, path.state, shared_only=True)
+        query = problem.query(path.end, path.state, tuple(problem.shared))
         moved = _tree.subtract(problem.initial(), path.end)
-        gradients = [None] * len(problem.theta)
-        for index, difference in zip(problem.functions.adapting, moved, strict=True):
-            gradients[index] = difference / (problem.steps * problem.inner.learning_rate)
-        for index, gradient in zip(problem.shared, query.gradient, strict=True):
-            gradients[index] = gradient
-        return Estimate(problem.mean(gradients), [], query)
+        length = problem.inner.learning_rate * tf.cast(tf.maximum(path.taken, 1), moved[0].dtype)
+        gradients = problem.merged(_tree.scale(1 / length, moved), query.gradient)
+        return Estimate(problem.mean(gradients), [], query, problem.diagnostics(path))

@@ -4,7 +4,11 @@ Shaban, Cheng, Hatch and Boots, 2019, "Truncated back-propagation for bilevel op
 
     v <- g^K;   for k = K-1 .. K-L:   v <- v - H^k D_k v
 
-Cost: K + 1 gradients and L HVPs, one after the other. Memory: L iterates and one HVP's activations.
+Other inner optimisers put the transpose of their update rule in the place of (I - H^k D_k), see `_inner_loop`. The
+support gradients of earlier steps are taken as constant, so that d phi^{K-L} / d theta = I.
+
+Cost: K + 1 gradients and L HVPs, one after the other. Memory: L iterates (with slots: L of phi, the gradient and the
+slots) and one HVP's activations.
 """
 
 import dataclasses
@@ -13,40 +17,43 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _tree
-from tf_metagrad._problem import Estimate, Path, Problem
+from tf_metagrad._inner_loop import Adjoint, Path, adjoint_at_end, transposed_step
+from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
-from tf_metagrad.estimators._base import Estimator, check_at_most, check_order
-from tf_metagrad.inner import GradientDescent
+from tf_metagrad.estimators._base import Estimator, check_at_most, check_fixed_weight, check_order
+from tf_metagrad.inner import InnerOptimizer
 
 
 def recorded_rate_gradients(problem: Problem, path: Path, adjoint: Params) -> list[tf.Tensor]:
     """Return the rates' gradient from the steps before the kept ones, where the adjoint no longer changes."""
-    total = _tree.zeros_like(problem.rates)
-    if problem.rates and path.gradients:
-        for step in range(path.gradients[0].shape[0]):
-            share = problem.rate_gradients(tf.constant(step), _tree.at(path.gradients, step), adjoint)
+    total = _tree.zeros_like(problem.learned)
+    if path.directions:
+        for step in range(path.directions[0].shape[0]):
+            share = problem.rate_gradients(tf.constant(step), _tree.at(path.directions, step), adjoint)
             total = _tree.add(total, share)
     return total
 
 
-def backpropagate(problem: Problem, path: Path, adjoint: Params, truncation: int) -> tuple[Params, Params]:
-    """Apply the last `truncation` factors (I - H^k D_k) to the adjoint; return it and the rates' gradient."""
+def backpropagate(problem: Problem, path: Path, query_gradient: Params, truncation: int) -> tuple[Params, Params]:
+    """Walk back over the last `truncation` steps; return the gradients of theta and of the hyperparameters."""
     first = problem.steps - truncation
 
-    def body(step, adjoint, rate_gradients):
+    def body(step, adjoint):
         with tf.name_scope("hvp"):
-            phi, state = _tree.at(path.iterates, step - first), _tree.at(path.states, step - first)
-            gradient, product = problem.curvature(phi, state, step, adjoint)
-            share = problem.rate_gradients(step, problem.adapting(gradient), adjoint)
-        return step - 1, _tree.subtract(adjoint, product), _tree.add(rate_gradients, share)
+            return step - 1, transposed_step(problem, path, step - first, step, adjoint)
 
-    rate_gradients = _tree.zeros_like(problem.rates)
+    adjoint = adjoint_at_end(problem, query_gradient)
     if truncation:
-        _, adjoint, rate_gradients = tf.while_loop(
-            lambda step, *_: step >= first, body, (tf.constant(problem.steps - 1), list(adjoint), rate_gradients),
+        _, adjoint = tf.while_loop(
+            lambda step, _: step >= first, body, (tf.constant(problem.steps - 1), adjoint),
             maximum_iterations=truncation, parallel_iterations=1,
         )  # fmt: skip
-    return adjoint, _tree.add(rate_gradients, recorded_rate_gradients(problem, path, adjoint))
+    return _totals(problem, path, adjoint)
+
+
+def _totals(problem: Problem, path: Path, adjoint: Adjoint) -> tuple[Params, Params]:
+    earlier = recorded_rate_gradients(problem, path, adjoint.weights)
+    return adjoint.gradient(problem), _tree.add(adjoint.hyperparameters, earlier)
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -71,9 +78,11 @@ class TruncMAML(Estimator):
         """Check the configuration."""
         check_order("truncation", self.truncation)
 
-    def check(self, inner: GradientDescent) -> None:
+    def check(self, inner: InnerOptimizer) -> None:
         """See `Estimator.check`."""
         check_at_most("truncation", self.truncation, inner.steps)
+        if self.truncation < inner.steps:
+            check_fixed_weight(self, inner)
 
     def hvps(self, steps: int) -> int:
         """See `Estimator.hvps`."""
@@ -83,5 +92,5 @@ class TruncMAML(Estimator):
         """See `Estimator.estimate`."""
         path = problem.adapt(keep=self.truncation)
         query = problem.query(path.end, path.state)
-        adjoint, rate_gradients = backpropagate(problem, path, query.gradient, self.truncation)
-        return Estimate(problem.mean(adjoint), rate_gradients, query)
+        gradients = backpropagate(problem, path, query.gradient, self.truncation)
+        return Estimate(*gradients, query, problem.diagnostics(path))

@@ -1,28 +1,22 @@
-"""Inner optimisers: how a task adapts its weights."""
+"""Plain gradient descent, with fixed or learned rates."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tf_metagrad._types import Params
+from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_positive, check_steps
 
 _LEARN = (None, "scalar", "per_layer_and_step", "per_parameter")
 
 
-class AdaptingWeights(NamedTuple):
-    """What an inner optimiser needs to know of the weights that adapt: shapes, and the layer that owns each."""
-
-    shapes: list[tuple[int, ...]]
-    layers: list[int]
-
-
 @keras.saving.register_keras_serializable(package="tf_metagrad")
 @dataclasses.dataclass(frozen=True)
-class GradientDescent:
+class GradientDescent(InnerOptimizer):
     """Plain gradient descent, phi^{k+1} = phi^k - D_k grad l_trn(phi^k).
 
     D_k is diagonal. It is `learning_rate` times the identity, or learned together with the initialisation:
@@ -50,18 +44,15 @@ class GradientDescent:
 
     def __post_init__(self):
         """Check the configuration."""
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int | np.integer) or self.steps < 1:
-            raise ValueError(f"`steps` must be a whole number of at least 1. Received: steps={self.steps!r}.")
-        if not isinstance(self.learning_rate, int | float | np.number) or not 0 < self.learning_rate < np.inf:
-            raise ValueError(
-                f"`learning_rate` must be a positive number. Received: learning_rate={self.learning_rate!r}. "
-                "To learn it, give its initial value here and choose `learn`."
-            )
+        check_steps(self.steps)
+        check_positive(
+            "learning_rate", self.learning_rate, " To learn it, give its initial value here and choose `learn`."
+        )
         if self.learn not in _LEARN:
             raise ValueError(f"`learn` must be one of {_LEARN}. Received: learn={self.learn!r}.")
 
-    def initial_rates(self, weights: AdaptingWeights) -> dict[str, np.ndarray]:
-        """Return the initial value of each learned rate, by name; empty where the rate is a number."""
+    def initial_hyperparameters(self, weights: AdaptingWeights) -> dict[str, np.ndarray]:
+        """See `InnerOptimizer.initial_hyperparameters`."""
         if self.learn == "scalar":
             return {"rate": np.array(self.learning_rate)}
         if self.learn == "per_layer_and_step":
@@ -71,7 +62,7 @@ class GradientDescent:
         return {}
 
     def rates_at(self, learned: Params, step: tf.Tensor, weights: AdaptingWeights, dtypes: Sequence[Any]):
-        """Return D_k as one tensor for each adapting weight: a scalar, or of the weight's shape.
+        """See `InnerOptimizer.rates_at`.
 
         Beyond the learned table (`adapt` with more steps than were trained) the last step's rates are used.
         """
@@ -85,12 +76,3 @@ class GradientDescent:
         else:
             rates = learned
         return [tf.cast(rate, dtype) for rate, dtype in zip(rates, dtypes, strict=True)]
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make an equal value."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "GradientDescent":
-        """Return the value that `get_config` described."""
-        return cls(**config)

@@ -1,0 +1,203 @@
+"""The inner loop of a problem, forward, and one step of it transposed.
+
+Forward, with G_k the gradient of the inner objective at phi^k:
+
+    u_k, s_{k+1} = direction(G_k, s_k, k),     phi^{k+1} = phi^k - D_k u_k.
+
+Transposed, v being the adjoint of phi^{k+1} and w that of the slots s_{k+1}: the rule's own transpose turns
+(-D_k v, w) into the adjoints v_G of G_k and w' of s_k, and
+
+    v' = v + (H^k + lambda) v_G,   theta gets -lambda v_G,   D_k gets -u_k v,   lambda gets <v_G, phi^k - theta>,
+
+where lambda = 0 without a proximal term. For plain gradient descent v_G = -D_k v, and v' = (I - H^k D_k) v.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_metagrad import _tree
+from tf_metagrad._types import Params
+
+
+class Path(NamedTuple):
+    """The inner loop's result: phi^K, the state after it, what was recorded on the way, and how it went.
+
+    Attributes:
+        end: phi^K, the adapting weights.
+        state: the model's non-trainable state after step K.
+        iterates: phi^k of the last `keep` steps, stacked `[keep, ...]`.
+        states: the state that each of those steps read, stacked `[keep, ...]`.
+        gradients: G_k of those steps, stacked; only where the rule has slots.
+        slots: s_k of those steps, stacked; only where the rule has slots.
+        directions: u_k of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
+        taken: steps taken, fewer than K where the tolerance stopped the loop; one number for each task.
+        residual: |G_k| at the last step that was looked at, for each task.
+        failed_step: the first step whose gradient was not finite, or -1, for each task.
+    """
+
+    end: Params
+    state: Params
+    iterates: Params
+    states: Params
+    gradients: Params
+    slots: Params
+    directions: Params
+    taken: tf.Tensor
+    residual: tf.Tensor
+    failed_step: tf.Tensor
+
+
+class Position(NamedTuple):
+    """Where the loop is: see `Path`; `active` says which tasks have not reached the tolerance."""
+
+    phi: Params
+    slots: Params
+    state: Params
+    active: tf.Tensor
+    taken: tf.Tensor
+    residual: tf.Tensor
+    failed_step: tf.Tensor
+
+
+def start(problem: Any) -> Position:
+    """Return phi^0 with nothing done."""
+    phi = problem.initial()
+    shape = [phi[0].shape[0]] if problem.stacked else []
+    taken = tf.zeros(shape, tf.int32)
+    return Position(
+        phi, problem.inner.initial_slots(phi), problem.state, tf.ones(shape, tf.bool), taken,
+        tf.zeros(shape, phi[0].dtype), taken - 1,
+    )  # fmt: skip
+
+
+def step_from(problem: Any, at: Position, step: tf.Tensor, perturbation: tf.Tensor | None = None):
+    """Return `(position after step k, G_k, u_k)`."""
+    gradient, state = problem.inner_gradient(at.phi, at.state, perturbation)
+    residual = tf.sqrt(_tree.dot(gradient, gradient, problem.stacked))
+    after, u = move(problem, at, step, gradient, state, residual)
+    return after, gradient, u
+
+
+def move(problem: Any, at: Position, step: tf.Tensor, gradient: Params, state: Params, residual: tf.Tensor):
+    """Return `(position after step k, u_k)`, given G_k, the new state and what is compared with the tolerance."""
+    u, slots = problem.inner.direction(gradient, at.slots, step)
+    phi = _tree.subtract(at.phi, _tree.multiply(problem.rates_at(step), u))
+    active = at.active
+    if problem.inner.tolerance:
+        active &= ~(residual <= problem.inner.tolerance)  # not finite: goes on, and fails
+        phi, state = _tree.select(active, phi, at.phi), _tree.select(active, state, at.state)
+    failed = tf.where((at.failed_step < 0) & ~tf.math.is_finite(residual), step, at.failed_step)
+    taken = at.taken + tf.cast(active, tf.int32)
+    return Position(phi, slots, state, active, taken, residual, failed), u
+
+
+def path_to(at: Position) -> Path:
+    """Return the path that ends here, with nothing recorded."""
+    return Path(at.phi, at.state, [], [], [], [], [], at.taken, at.residual, at.failed_step)
+
+
+def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None) -> Path:
+    """Run the K inner steps, recording the last `keep` iterates; see `Problem.adapt`."""
+    first = problem.steps - keep
+    before = "directions" if problem.learns_rates else None
+    at, directions = _run(problem, start(problem), range(first), before, perturbation)
+    at, kept = _run(problem, at, range(first, problem.steps), "iterates", perturbation)
+    parts, first = [], 0
+    for like in (at.phi, at.state, at.phi if at.slots else [], at.slots):
+        parts.append(kept[first : first + len(like)])
+        first += len(like)
+    return Path(at.phi, at.state, *parts, directions, at.taken, at.residual, at.failed_step)
+
+
+def _run(problem: Any, at: Position, steps: range, record: str | None, perturbation: tf.Tensor | None):
+    """Run the given steps; return the position, and the recorded tensors stacked over the steps.
+
+    A loop that records nothing ends as soon as every task has reached the tolerance.
+    """
+    if not steps:
+        return at, []
+    slotted = [*at.phi, *at.slots] if at.slots else []
+    like = {"directions": at.phi, "iterates": [*at.phi, *at.state, *slotted], None: []}[record]
+    arrays = [tf.TensorArray(t.dtype, len(steps), element_shape=t.shape) for t in like]
+
+    def condition(step, at, arrays):
+        going = problem.inner.tolerance == 0 or record is not None or tf.reduce_any(at.active)
+        return (step < steps.stop) & going
+
+    def body(step, at, arrays):
+        with tf.name_scope("inner_step"):
+            after, gradient, u = step_from(problem, at, step, perturbation)
+            slotted = [*gradient, *at.slots] if at.slots else []
+            values = {"directions": u, "iterates": [*at.phi, *at.state, *slotted], None: []}[record]
+            arrays = [a.write(step - steps.start, t) for a, t in zip(arrays, values, strict=True)]
+        return step + 1, after, arrays
+
+    _, at, arrays = tf.while_loop(
+        condition, body, (tf.constant(steps.start), at, arrays), maximum_iterations=len(steps), parallel_iterations=1
+    )
+    return at, [a.stack() for a in arrays]
+
+
+class Adjoint(NamedTuple):
+    """Derivatives of the query loss while the loop is walked backwards.
+
+    Attributes:
+        weights: v, for all weights; those that do not adapt collect what reaches them at every step.
+        slots: w.
+        theta: what reached the initialisation by the proximal term, for the adapting weights.
+        hyperparameters: what reached the learned hyperparameters, the mean over the tasks.
+    """
+
+    weights: Params
+    slots: Params
+    theta: Params
+    hyperparameters: Params
+
+    def gradient(self, problem: Any) -> list[tf.Tensor]:
+        """Return the gradient with respect to theta, the mean over the tasks."""
+        total = list(self.weights)
+        for index, t in zip(problem.functions.adapting, self.theta, strict=True):
+            total[index] += t
+        return problem.mean(total)
+
+
+def adjoint_at_end(problem: Any, query_gradient: Params) -> Adjoint:
+    """Return the adjoint of phi^K."""
+    adapting = problem.adapting(query_gradient)
+    slots = _tree.zeros_like(problem.inner.initial_slots(adapting))
+    theta = _tree.zeros_like(adapting)
+    return Adjoint(list(query_gradient), slots, theta, _tree.zeros_like(problem.learned))
+
+
+def transposed_step(problem: Any, path: Path, index: tf.Tensor, step: tf.Tensor, adjoint: Adjoint) -> Adjoint:
+    """Walk back over step k, the entry `index` of the recorded ones; see the module."""
+    phi, state = _tree.at(path.iterates, index), _tree.at(path.states, index)
+    v = problem.adapting(adjoint.weights)
+    cotangent = [-d * x for d, x in zip(problem.rates_at(step), v, strict=True)]  # of u_k
+    if problem.inner.tolerance:
+        cotangent = _tree.scale(step < path.taken, cotangent)
+    v_g, w, u = cotangent, [], None
+    if path.slots:
+        v_g, w, u = _transposed_rule(problem, path, index, step, cotangent, adjoint.slots)
+    gradient, product = problem.hessian_product(phi, state, v_g)
+    weights, theta = _tree.add(adjoint.weights, product), adjoint.theta
+    if problem.inner.proximal:
+        pull = _tree.scale(problem.weight(), v_g)
+        weights, theta = problem.add_to_adapting(weights, pull), _tree.subtract(theta, pull)
+        share = problem.weight_gradient(_tree.dot(v_g, _tree.subtract(phi, problem.initial()), problem.stacked))
+    else:
+        share = problem.rate_gradients(step, problem.adapting(gradient) if u is None else u, adjoint.weights)
+    return Adjoint(weights, w, theta, _tree.add(adjoint.hyperparameters, share))
+
+
+def _transposed_rule(problem, path: Path, index: tf.Tensor, step: tf.Tensor, cotangent: Params, w: Params):
+    """Return `(v_G, w', u_k)`: the update rule's transpose applied to the adjoints of u_k and s_{k+1}, and u_k."""
+    gradient, slots = _tree.at(path.gradients, index), _tree.at(path.slots, index)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch([gradient, slots])
+        u, after = problem.inner.direction(gradient, slots, step)
+    v_g, w = tape.gradient(
+        [u, after], [gradient, slots], [cotangent, list(w)], unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    return v_g, w, u

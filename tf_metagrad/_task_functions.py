@@ -1,0 +1,48 @@
+"""Gradient and HVP of a task's loss, each traced once however often it is called."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from tf_metagrad import _execution
+from tf_metagrad._hvp import HessianVectorProduct, value_and_gradient
+from tf_metagrad._model import FunctionalModel
+from tf_metagrad._types import Params
+
+
+class TaskFunctions:
+    """Gradient and HVP of the loss of one task, or of a stack of tasks.
+
+    For a stack only the forward pass is vectorised: the gradient and the HVP of the sum of the tasks' losses with
+    respect to stacked weights are the stacked gradients and HVPs.
+    """
+
+    def __init__(self, model: FunctionalModel, adapting: list[int]):
+        """`adapting` lists the indices of the weights that adapt; `model.vectorized` says whether tasks are stacked."""
+        self.model, self.adapting = model, adapting
+        self.hvp = HessianVectorProduct()
+        options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+        self.gradient = tf.function(self._gradient, **options)
+        self.curvature = tf.function(self._curvature, **options)
+
+    def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
+        """Return `(total, (losses, new_state, predictions))`."""
+        if not self.model.vectorized:
+            loss, (state, predictions) = self.model.loss(weights, state, x, y, training)
+            return loss, (loss, state, predictions)
+        losses, (state, predictions) = _execution.map_over(
+            lambda args: self.model.loss(*args, training), (list(weights), list(state), x, y), "vectorize"
+        )
+        return tf.reduce_sum(losses), (losses, state, predictions)
+
+    def _gradient(self, weights, state, x, y, wrt):
+        _, (loss, state, predictions), gradient = value_and_gradient(
+            lambda w: self.loss(w, state, x, y, training=True), weights, wrt
+        )
+        return loss, state, predictions, gradient
+
+    def _curvature(self, weights, state, x, y, vector):
+        gradient, product, (_, state, _) = self.hvp(
+            lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector
+        )
+        return gradient, product, state
