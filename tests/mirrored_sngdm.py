@@ -1,4 +1,4 @@
-"""A script for test_optimizers.py: SNGDM on two logical CPUs, which TensorFlow makes before anything else runs.
+"""A script for test_optimizers_in_use.py: SNGDM on two logical CPUs, which TensorFlow makes before anything else runs.
 
 Usage: mirrored_sngdm.py IN.npz OUT.npz. It writes the weights after a custom loop and after `fit`.
 """

@@ -13,6 +13,9 @@ ClippedGD needs no class of its own: it is `keras.optimizers.SGD(eta, global_cli
   clipped one, and never shorter than half of it. This is the sense in which clipping and normalising are equivalent
   (Zhang et al., 2020, arXiv:1905.11881).
 
+FO-B-MAML bounds the smoothness of its meta-objective by L0 + L1 |g|, and its appendix C.5 finds the step
+g / (L0 + L1 |g|) best for such functions; that is `SNGDM(1 / L1, momentum=0.0, epsilon=L0 / L1)`.
+
 Where a `tf.distribute` strategy has several replicas, Keras clips each replica's gradient before it sums them, which
 is not the clipping of the sum; `SNGDM` measures the summed gradient.
 """
@@ -40,8 +43,11 @@ class SNGDM(keras.optimizers.Optimizer):
 
     What Keras does to gradients comes before m: clipping, the averaging of accumulated gradients, and the sum over the
     replicas of a `tf.distribute` strategy. What it does to weights stands beside the step and does not count in its
-    length: `weight_decay` shrinks them by eta times itself. A variable whose gradient is None does not take part: it
+    length: `weight_decay=w` multiplies them by 1 - eta w. A variable whose gradient is None does not take part: it
     and its m stay, and its m is left out of |m|.
+
+    SNGM (Zhao et al., 2020, arXiv:2007.13985) has nearly the same name but is another method: it normalises each
+    gradient before it enters m, so its steps differ in length.
 
     Under a strategy with several replicas the gradients are summed twice, once for |m| and once more by Keras.
 
