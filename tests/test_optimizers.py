@@ -77,6 +77,17 @@ def test_no_gradient(float64):
         optimizer.apply([None] * 3, variables)
 
 
+def test_building_again_keeps_the_state(float64):
+    start, gradients = make_case(steps=3)
+    optimizer, path = SNGDM(ETA), reference(start, gradients)
+    variables = [keras.Variable(v) for v in split(start)]
+    for g in gradients:
+        optimizer.build(variables)
+        optimizer.apply([tf.constant(v) for v in split(g)], variables)
+    np.testing.assert_allclose(ravel(variables), path[-1], rtol=1e-12)
+    assert len(optimizer.variables) == 2 + len(variables)  # the iteration, the rate, and a slot for each
+
+
 def test_embedding(float64):
     table, optimizer = keras.Variable(np.ones((4, 2))), SNGDM(0.5)
     with tf.GradientTape() as tape:
