@@ -38,7 +38,7 @@ class SNGDM(keras.optimizers.Optimizer):
         theta <- theta - eta m / (|m| + epsilon)
 
     |m| is the Euclidean norm over all variables taken as one vector, so each step has the length eta, however large
-    or small the gradient is, and the proportions between the variables are the gradient's. m starts at zero; a
+    or small the gradient is, and the proportions between the variables are those of m. m starts at zero; a
     correction of that bias, as in Adam, would only scale m and so leave no trace in the step.
 
     What Keras does to gradients comes before m: clipping, the averaging of accumulated gradients, and the sum over the
