@@ -1,6 +1,6 @@
 """Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
 
-from tf_metagrad import data, estimators, inner, models
+from tf_metagrad import data, estimators, inner, models, optimizers
 from tf_metagrad._types import MetaGradient, Solution, Task
 from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
@@ -18,5 +18,6 @@ __all__ = [
     "export",
     "inner",
     "models",
+    "optimizers",
     "train",
 ]
