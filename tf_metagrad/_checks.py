@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_metagrad._types import Task
+from tf_metagrad.inner import InnerOptimizer
 
 
 def check_model(model: Any) -> None:
@@ -20,6 +21,29 @@ def check_model(model: Any) -> None:
         )
     if not model.trainable_variables:
         raise ValueError(f"`model` must have trainable weights. Received: {model.name!r}, which has none.")
+
+
+def check_normalization(normalization: Any, model: keras.Model, inner: InnerOptimizer) -> None:
+    """Raise unless `normalization` is a known kind that the model and the inner optimiser can take."""
+    if normalization not in ("batch", "stored", "per_step"):
+        raise ValueError(f'`normalization` must be "batch", "stored" or "per_step". Received: {normalization!r}.')
+    if normalization == "per_step" and not batch_norm_averages(model):
+        raise ValueError(
+            'normalization="per_step" needs a model with BatchNormalization layers that are trainable. '
+            f"Received: {model.name!r}, which has none. Use the default."
+        )
+    if normalization == "per_step" and inner.tolerance:
+        raise ValueError(
+            'normalization="per_step" needs the same number of inner steps for every task. '
+            f"Received: an inner optimiser with tolerance={inner.tolerance}. Use tolerance=0."
+        )
+
+
+def batch_norm_averages(model: keras.Model) -> list[int]:
+    """Return the indices, among the non-trainable variables, of the moving averages of batch normalisation."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    averages = {id(v) for layer in layers if layer.trainable for v in (layer.moving_mean, layer.moving_variance)}
+    return [i for i, v in enumerate(model.non_trainable_variables) if id(v) in averages]
 
 
 def adapting_indices(model: keras.Model, adapt: Any) -> list[int]:

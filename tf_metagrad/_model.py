@@ -1,7 +1,7 @@
 """A Keras model and a loss as pure functions of the weights."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -37,23 +37,54 @@ class FunctionalModel:
         loss: `loss(y_true, y_pred)`, a scalar or one value for each example (then averaged).
         normalization: `"batch"` or `"stored"`, see `batch_normalization_statistics`.
         vectorized: whether the functions run under `tf.vectorized_map`, see `_vectorize`.
+        per_step: indices of the state's entries that are tables with a row for each inner step, see `_rows`.
     """
 
-    def __init__(self, model: keras.Model, loss: Callable, normalization: str, vectorized: bool = False):
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Callable,
+        normalization: str,
+        vectorized: bool = False,
+        per_step: Sequence[int] = (),
+    ):
         """Store the parts; see the class."""
         self.model = model
         self.loss_fn = loss
         self.normalization = normalization
         self.vectorized = vectorized
+        self.per_step = tuple(per_step)
 
     def predict(self, weights: Params, state: Params, x: Any, training: bool):
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
+        state, write = self._rows(state)
         convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
         with correct_second_derivatives(), batch_normalization_statistics(self.normalization), convolutions:
             mode = {"training": training} if self.model._call_has_training_arg else {}  # a user's call may lack it
             y_pred, state, losses = self.model.stateless_call(list(weights), list(state), x, return_losses=True, **mode)
         penalty = tf.add_n([tf.convert_to_tensor(p) for p in losses]) if losses else None
-        return y_pred, [tf.convert_to_tensor(s) for s in state], penalty
+        return y_pred, write([tf.convert_to_tensor(s) for s in state]), penalty
+
+    def _rows(self, state: Params) -> tuple[list[tf.Tensor], Callable[[Params], list[tf.Tensor]]]:
+        """Return the state of one call of the model, and a function that writes the new state back.
+
+        Where entries are tables, the state has the number of the step as one more entry at the end; a call of the model
+        reads and writes that row of the tables (the last one, from there on), and adds one to the number.
+        """
+        if not self.per_step:
+            return list(state), list
+        *state, step = state
+        rows = state[self.per_step[0]].shape[0]
+        row = tf.minimum(step, rows - 1)
+
+        def write(new: Params) -> list[tf.Tensor]:
+            written = list(new)
+            for i in self.per_step:
+                here = tf.reshape(tf.range(rows) == row, [rows] + [1] * (state[i].shape.rank - 1))
+                written[i] = tf.where(here, new[i][None], state[i])
+            return [*written, step + 1]
+
+        return [tf.gather(s, row) if i in self.per_step else s for i, s in enumerate(state)], write
 
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
         """Return `(loss, (new_state, predictions))`; the loss is a scalar."""

@@ -17,11 +17,12 @@ from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
 
 
 class Query(NamedTuple):
-    """Query loss, predictions, and the gradient g^K with respect to all weights."""
+    """Query loss, predictions, the gradient g^K with respect to all weights, and the model's state afterwards."""
 
     loss: tf.Tensor
     predictions: Any
     gradient: Params
+    state: Params
 
 
 class Estimate(NamedTuple):
@@ -149,14 +150,14 @@ class Problem:
         """Return loss, predictions and gradient g^K of the query loss, for all weights or those listed in `wrt`."""
         wrt = tuple(range(len(self.theta))) if wrt is None else wrt
         x, y = self.task.query_x, self.task.query_y
-        loss, _, predictions, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
-        return Query(loss, predictions, gradient)
+        loss, state, predictions, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
+        return Query(loss, predictions, gradient, state)
 
     def query_loss(self, phi: Params, state: Params, training: bool = True):
-        """Return `(loss, predictions)` on the query set; with `training=False`, as a served model predicts."""
+        """Return a `Query` without gradient; with `training=False`, as a served model predicts."""
         x, y = self.task.query_x, self.task.query_y
-        _, (loss, _, predictions) = self.functions.loss(self._full(phi), state, x, y, training)
-        return loss, predictions
+        _, (loss, state, predictions) = self.functions.loss(self._full(phi), state, x, y, training)
+        return Query(loss, predictions, [], state)
 
     def hessian_product(self, phi: Params, state: Params, vector: Params):
         """Return the support gradient at phi and H v, both for all weights; v is one tensor for each adapting one."""

@@ -24,10 +24,11 @@ class TaskRunner:
     Args:
         model: a built Keras model.
         loss: `loss(y_true, y_pred)`.
-        normalization: `"batch"` or `"stored"`, see `_model.batch_normalization_statistics`.
+        normalization: `"batch"`, `"stored"` or `"per_step"`, see `MetaLearner`.
         adapting: indices of the trainable variables that adapt.
         weights: what the inner optimiser needs to know of them.
         execution: how tasks are run.
+        statistics: for `"per_step"`, the table of each average, by its index among the non-trainable variables.
     """
 
     def __init__(
@@ -38,22 +39,33 @@ class TaskRunner:
         adapting: list[int],
         weights: AdaptingWeights,
         execution: Execution,
+        statistics: dict[int, keras.Variable],
     ):
         """Store the parts; see the class."""
         self.model, self.loss, self.normalization = model, loss, normalization
         self.adapting, self.weights, self.execution = list(adapting), weights, execution
-        self._functions: dict[bool, TaskFunctions] = {}
+        self.statistics = statistics
+        self._functions: dict[tuple, TaskFunctions] = {}
 
-    def functional(self, vectorized: bool = False) -> FunctionalModel:
-        """Return the model and loss as pure functions."""
-        return FunctionalModel(self.model, self.loss, self.normalization, vectorized)
+    def functional(self, learning: bool, vectorized: bool = False) -> FunctionalModel:
+        """Return the model and loss as pure functions, as they are in a meta-update or (not learning) in use."""
+        kind = ("batch" if learning else "stored") if self.normalization == "per_step" else self.normalization
+        return FunctionalModel(self.model, self.loss, kind, vectorized, tuple(self.statistics))
 
-    def functions(self, execution: Execution) -> TaskFunctions:
+    def functions(self, learning: bool, execution: Execution) -> TaskFunctions:
         """Return the gradient and HVP functions, made once for stacked and once for single tasks."""
         vectorized = execution.tasks == "vectorize"
-        if vectorized not in self._functions:
-            self._functions[vectorized] = TaskFunctions(self.functional(vectorized), self.adapting)
-        return self._functions[vectorized]
+        key = (vectorized, learning or self.normalization != "per_step")
+        if key not in self._functions:
+            self._functions[key] = TaskFunctions(self.functional(learning, vectorized), self.adapting)
+        return self._functions[key]
+
+    def state(self, step: int = 0) -> list[tf.Tensor]:
+        """Return the model's state; with tables of averages, as it is for the given inner step."""
+        state = [
+            tf.convert_to_tensor(self.statistics.get(i, v)) for i, v in enumerate(self.model.non_trainable_variables)
+        ]
+        return [*state, tf.constant(step)] if self.statistics else state
 
     def run(
         self,
@@ -63,6 +75,7 @@ class TaskRunner:
         theta: Params,
         learned: Params,
         inner: InnerOptimizer,
+        learning: bool = True,
         execution: Execution | None = None,
     ):
         """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
@@ -74,11 +87,13 @@ class TaskRunner:
             theta: the trainable weights.
             learned: the learned hyperparameters.
             inner: the inner optimiser.
+            learning: whether this is part of a meta-update, or adaptation in use; they differ in what batch
+                normalisation with averages for each step does.
             execution: another way to run than the runner's.
         """
         execution = execution or self.execution
-        state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
-        seeded = [v.name == _SEED for v in self.model.non_trainable_variables]
+        state = self.state()
+        seeded = [v.name == _SEED for v in self.model.non_trainable_variables] + [False] * bool(self.statistics)
         count = tf.nest.flatten(tasks)[0].shape[0]
         seeds = tf.random.stateless_uniform(
             [count, len(state) + 1, 2],
@@ -87,7 +102,7 @@ class TaskRunner:
             dtype=tf.int64,
             alg="philox",
         )
-        functions = self.functions(execution)
+        functions = self.functions(learning, execution)
         make = functools.partial(Problem, functions, inner, self.weights, theta, learned, execution=execution)
         if execution.tasks == "vectorize":
             stacked = [

@@ -83,7 +83,7 @@ def _archive(learner: MetaLearner) -> keras.export.ExportArchive:
 
     def adapted(x, y):
         task = Task(x[None], y[None], x[None], y[None])
-        _, phi = learner.run_tasks(lambda problem: ([], problem.adapt().end), task, 0, execution=_ONE_TASK)
+        _, phi = learner.use(lambda problem: ([], problem.adapt().end), task, 0, execution=_ONE_TASK)
         return [p[0] for p in phi]
 
     def adapt_and_predict(support_x, support_y, query_x):

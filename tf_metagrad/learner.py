@@ -34,7 +34,9 @@ class MetaLearner(keras.Model):
             are trained by the meta-gradient only.
         normalization: `"batch"`: BatchNormalization uses the statistics of the batch at hand, in adaptation and in
             prediction, as MAML does, so predictions on a query set depend on the whole set. `"stored"`: it uses the
-            model's stored averages.
+            model's stored averages. `"per_step"`: batch statistics in meta-training, where they update averages of
+            each inner step and of the query pass (MAML++, Antoniou et al., 2019, arXiv:1810.09502); adaptation and
+            prediction use those averages, so that a prediction does not depend on the rest of its batch.
         execution: `"auto"`, `"vectorize"`, `"map"` or `"loop"`: how the tasks of a batch are run.
         jit_compile: `"auto"`, True or False: whether XLA compiles the step.
 
@@ -65,10 +67,9 @@ class MetaLearner(keras.Model):
         """Check and store the parts; see the class."""
         super().__init__(name=name)
         _checks.check_model(model)
-        if normalization not in ("batch", "stored"):
-            raise ValueError(f'`normalization` must be "batch" or "stored". Received: {normalization!r}.')
         if not isinstance(inner, InnerOptimizer):
             raise ValueError(f"`inner` must be an inner optimiser of `mg.inner`. Received: {inner!r}.")
+        _checks.check_normalization(normalization, model, inner)
         self.model = model
         self.inner = inner
         self.task_loss = keras.losses.get(loss)
@@ -79,8 +80,18 @@ class MetaLearner(keras.Model):
             self.add_weight(name=key, shape=value.shape, initializer=_constant(value))
             for key, value in inner.initial_hyperparameters(self.adapting_weights).items()
         ]
+        rows = inner.steps + 1  # one for each inner step, one for the query pass
+        averages = _checks.batch_norm_averages(model) if normalization == "per_step" else []
+        values = {i: np.stack([model.non_trainable_variables[i].numpy()] * rows) for i in averages}
+        self.step_statistics = [
+            self.add_weight(name=f"step_statistics_{i}", shape=v.shape, initializer=_constant(v), trainable=False)
+            for i, v in values.items()
+        ]
         self.execution = _execution.choose(execution, jit_compile, model)
-        self._runner = TaskRunner(model, self.task_loss, normalization, adapting, self.adapting_weights, self.execution)
+        self._runner = TaskRunner(
+            model, self.task_loss, normalization, adapting, self.adapting_weights, self.execution,
+            dict(zip(averages, self.step_statistics, strict=True)),
+        )  # fmt: skip
         self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
         self._has_metrics = False
         self._estimator = None
@@ -137,13 +148,21 @@ class MetaLearner(keras.Model):
         learned = [tf.convert_to_tensor(v) for v in self.hyperparameters]
         return self._runner.run(body, tasks, seed, theta, learned, **{"inner": self.inner, **options})
 
+    def use(self, body: Callable, tasks: Task, seed: Any, **options: Any):
+        """Run `body(problem)` as `run_tasks` does, for adaptation in use rather than for a meta-update."""
+        return self.run_tasks(body, tasks, seed, learning=False, **options)
+
     def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None):
-        """Return `(gradients, query losses, query predictions, diagnostics)`; call it while tracing a compiled step."""
+        """Return `(gradients, query losses, predictions, diagnostics, step statistics)`, all but the first by task.
+
+        To be called while tracing a compiled step.
+        """
 
         def body(problem):
             estimate = (estimator or self.estimator).estimate(problem)
             return [*estimate.gradients, *estimate.hyperparameter_gradients], (
                 estimate.query.loss, estimate.query.predictions, estimate.diagnostics,
+                [estimate.query.state[i] for i in self._runner.statistics],
             )  # fmt: skip
 
         gradients, outputs = self.run_tasks(body, tasks, seed)
@@ -172,9 +191,11 @@ class MetaLearner(keras.Model):
         return self._cache.functions["update", gradient](tasks, seed)
 
     def _update(self, gradient: Callable, tasks: Task, seed: tf.Tensor):
-        gradients, losses, predictions, diagnostics = gradient(tasks, seed)
+        gradients, losses, predictions, diagnostics, statistics = gradient(tasks, seed)
         with tf.name_scope("meta_optimizer"):
             self.optimizer.apply(gradients, self.meta_variables)
+        for variable, values in zip(self.step_statistics, statistics, strict=True):
+            variable.assign(tf.reduce_mean(values, axis=0))
         return tf.reduce_mean(losses), self._running_metrics(tasks.query_y, predictions), diagnostics
 
     # What users call ---------------------------------------------------------------------------------------------
@@ -196,7 +217,7 @@ class MetaLearner(keras.Model):
         """
         tasks = self.check_tasks(tasks)
         function = self._gradient_function()
-        gradients, losses, predictions, diagnostics = function(tasks, tf.constant(seed, tf.int64))
+        gradients, losses, predictions, diagnostics, _ = function(tasks, tf.constant(seed, tf.int64))
         _diagnostics.check_finite_path(diagnostics, self.inner, f" with {self.estimator}")
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
             logging.warning(shortfall)
@@ -228,7 +249,7 @@ class MetaLearner(keras.Model):
             path = problem.adapt()
             return [], (path.end, path.taken, path.residual, path.failed_step)
 
-        function = self.compiled_function("adapt", inner, lambda t, s: self.run_tasks(body, t, s, inner=inner)[1])
+        function = self.compiled_function("adapt", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
         adapted, taken, residual, failed = function(batch, tf.constant(seed, tf.int64))
         _diagnostics.check_finite_path({"inner_failed_step": failed}, inner, "")
         stopped_by = "tolerance" if inner.tolerance and residual[0] <= inner.tolerance else "steps"
@@ -244,8 +265,8 @@ class MetaLearner(keras.Model):
 
     def predict_adapted(self, weights: Sequence[tf.Tensor], query_x: Any) -> Any:
         """Return the predictions `[query, ...]` of adapted weights; Dropout is off, as in `keras.Model.predict`."""
-        state = [tf.convert_to_tensor(v) for v in self.model.non_trainable_variables]
-        return self._runner.functional().predict(weights, state, query_x, training=False)[0]
+        state = self._runner.state(step=self.inner.steps)
+        return self._runner.functional(learning=False).predict(weights, state, query_x, training=False)[0]
 
     def evaluate_tasks(
         self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0
@@ -268,9 +289,10 @@ class MetaLearner(keras.Model):
 
         def body(problem):
             path = problem.adapt()
-            return [], problem.query_loss(path.end, path.state, training=False)
+            query = problem.query_loss(path.end, path.state, training=False)
+            return [], (query.loss, query.predictions)
 
-        function = self.compiled_function("evaluate", inner, lambda t, s: self.run_tasks(body, t, s, inner=inner)[1])
+        function = self.compiled_function("evaluate", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
         rows: list[dict[str, float]] = []
         for index, batch in enumerate(tasks):
             batch = self.check_tasks(batch)

@@ -204,7 +204,7 @@ def _restore(learner: MetaLearner, directory: Any, keep: int) -> tuple[tf.train.
         return None, 0
     checkpoint = tf.train.Checkpoint(
         model=learner.model,
-        hyperparameters=[variable.value for variable in learner.hyperparameters],
+        hyperparameters=[variable.value for variable in [*learner.hyperparameters, *learner.step_statistics]],
         optimizer=learner.optimizer,
         step=tf.Variable(0, dtype=tf.int64),
     )

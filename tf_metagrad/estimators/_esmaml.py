@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _tree
-from tf_metagrad._problem import Estimate, Problem, Query
+from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator, check_count, check_fixed
 from tf_metagrad.inner import InnerOptimizer
@@ -60,7 +60,7 @@ class ESMAML(Estimator):
         def loss_at(offset: Params):
             moved = problem.moved(offset)
             path = moved.adapt()
-            return moved.query_loss(path.end, path.state)[0], path.failed_step
+            return moved.query_loss(path.end, path.state).loss, path.failed_step
 
         def body(pair, total, failed):
             noise = _noise(problem, pair)
@@ -73,14 +73,14 @@ class ESMAML(Estimator):
             return pair + 1, _tree.add(total, _tree.scale(slope / self.pairs, noise)), failed
 
         path = problem.adapt()
-        loss, predictions = problem.query_loss(path.end, path.state)
+        query = problem.query_loss(path.end, path.state)
         _, gradients, failed = tf.while_loop(
             lambda pair, *_: pair < self.pairs, body,
             (tf.constant(0), _tree.zeros_like(_noise(problem, tf.constant(0))), path.failed_step),
             maximum_iterations=self.pairs, parallel_iterations=1,
         )  # fmt: skip
         diagnostics = problem.diagnostics(path) | {"inner_failed_step": failed}
-        return Estimate(problem.mean(gradients), [], Query(loss, predictions, gradients), diagnostics)
+        return Estimate(problem.mean(gradients), [], query, diagnostics)
 
 
 def _noise(problem: Problem, pair: tf.Tensor) -> list[tf.Tensor]:

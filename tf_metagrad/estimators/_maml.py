@@ -39,14 +39,13 @@ def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate
         for step in range(problem.steps):
             at, _, _ = _inner_loop.step_from(problem, at, tf.constant(step))
             if step_weights and step_weights[step]:
-                total += step_weights[step] * problem.query_loss(at.phi, at.state)[0]
-        loss, predictions = problem.query_loss(at.phi, at.state)
-        mean = tf.reduce_mean(total if step_weights else loss)
+                total += step_weights[step] * problem.query_loss(at.phi, at.state).loss
+        query = problem.query_loss(at.phi, at.state)
+        mean = tf.reduce_mean(total if step_weights else query.loss)
     zero = tf.UnconnectedGradients.ZERO
     gradients = tape.gradient(mean, problem.theta + problem.learned, unconnected_gradients=zero)
     gradients = [tf.convert_to_tensor(g) for g in gradients]
     count = len(problem.theta)
-    query = Query(loss, predictions, gradients[:count])
     return Estimate(gradients[:count], gradients[count:], query, problem.diagnostics(_inner_loop.path_to(at)))
 
 
