@@ -1,7 +1,8 @@
 """Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
 
-from tf_metagrad import data, estimators, inner, models
+from tf_metagrad import bounds, data, estimators, inner, models
 from tf_metagrad._types import MetaGradient, Task
+from tf_metagrad.bounds import estimate_smoothness
 from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
 from tf_metagrad.learner import MetaLearner
@@ -12,7 +13,9 @@ __all__ = [
     "MetaGradient",
     "MetaLearner",
     "Task",
+    "bounds",
     "data",
+    "estimate_smoothness",
     "estimators",
     "export",
     "inner",
