@@ -177,20 +177,20 @@ def _deviation(free: int, curved: int, a: float, ah: float, commuting: bool) -> 
         product = (1 + a * np.exp(1j * t)) ** free * (1 - ah - radius + radius * np.exp(1j * s)) ** curved
         return np.abs(1 - product)
 
-    return _maximum(distance, count=max(256, 8 * (free + curved)), flat=free == 0)
+    count = max(64, 16 * (free + curved))
+    return _maximum(distance, count if free else 1, count if radius else 1)
 
 
-def _maximum(function, count: int, flat: bool) -> float:
-    """Return the maximum of a function of two angles; `flat`: the first is idle."""
-    width = 2 * np.pi / count
-    t = np.array([0.0]) if flat else width * np.arange(count)
-    t, s = np.meshgrid(t, width * np.arange(count), indexing="ij")
+def _maximum(function, rows: int, columns: int) -> float:
+    """Return the maximum of a function of two angles, from every peak on a grid; 1 where an angle is idle."""
+    width = 2 * np.pi / max(rows, columns)
+    t, s = np.meshgrid(width * np.arange(rows), width * np.arange(columns), indexing="ij")
     values = function(t, s)
     neighbours = [np.roll(values, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-    peaks = np.all([values >= other for other in neighbours], axis=0) | (values == values.max())
+    peaks = np.all([values >= other for other in neighbours], axis=0)
     t, s = t[peaks], s[peaks]
     offsets = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)], float)
-    while width > 1e-9:  # climb from every peak of the grid
+    while width > 1e-9:
         around = function(t[:, None] + width * offsets[:, 0], s[:, None] + width * offsets[:, 1])
         best = offsets[np.argmax(around, axis=1)]
         t, s, width = t + width * best[:, 0], s + width * best[:, 1], width / 2
