@@ -221,7 +221,7 @@ class Bilevel:
 
     def solution(self, theta, nu):
         phi = theta.copy()
-        for _ in range(60):
+        for _ in range(30):
             residual = nu * self.query.gradient(phi) + self.support.gradient(phi) + self.weight * (phi - theta)
             matrix = nu * self.query.hessian(phi) + self.support.hessian(phi) + self.weight * np.eye(len(phi))
             phi = phi - np.linalg.solve(matrix, residual)
@@ -385,7 +385,7 @@ def relative_errors(learner, tasks, L, C):
 @pytest.mark.parametrize("rate", [0.02, 0.1])
 def test_library_on_quadratics(float64, rate):
     tasks = make_tasks(count=1)
-    learner = linear(rate=rate)
+    learner = linear(rate=rate, jit_compile=False)
     found = bounds.estimate_smoothness(learner, tasks)
     for L, C in ((1, 2), (1, 4), (2, 3), (3, 4)):
         measured = relative_errors(learner, tasks, L, C)
@@ -397,7 +397,7 @@ def test_library_on_quadratics(float64, rate):
 
 def test_library_on_a_net(float64):
     tasks = make_tasks(count=1)
-    learner = tanh_net(rate=0.1)
+    learner = tanh_net(rate=0.1, jit_compile=False)
     found = bounds.estimate_smoothness(learner, tasks)
     assert found.h < 0
     for L, C in ((1, 2), (1, 4), (2, 3), (3, 4)):
@@ -474,7 +474,7 @@ def test_smoothness_of_repeated_eigenvalues(float64):
 
 
 def test_smoothness_is_seeded_and_traced_once(float64):
-    learner, tasks = tanh_net(), make_tasks()
+    learner, tasks = tanh_net(jit_compile=False), make_tasks()
     first, again, other = (mg.estimate_smoothness(learner, tasks, 4, seed) for seed in (0, 0, 1))
     assert np.array_equal(first.extremes, again.extremes) and not np.array_equal(first.extremes, other.extremes)
     (function,) = [f for (kind, _), f in learner._cache.functions.items() if kind == "smoothness"]

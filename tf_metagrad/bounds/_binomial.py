@@ -188,12 +188,13 @@ def _maximum(function, rows: int, columns: int) -> float:
     values = function(t, s)
     neighbours = [np.roll(values, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     peaks = np.all([values >= other for other in neighbours], axis=0)
-    t, s = t[peaks], s[peaks]
-    offsets = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)], float)
-    while width > 1e-9:
-        around = function(t[:, None] + width * offsets[:, 0], s[:, None] + width * offsets[:, 1])
-        best = offsets[np.argmax(around, axis=1)]
-        t, s, width = t + width * best[:, 0], s + width * best[:, 1], width / 2
+    t, s, width = t[peaks], s[peaks], np.full(peaks.sum(), width)
+    offsets = np.array([(0, 0), *((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1))])
+    while width.max() > 1e-9:  # go to the best neighbour; where there is none better, look closer
+        around = function(t[:, None] + np.outer(width, offsets[:, 0]), s[:, None] + np.outer(width, offsets[:, 1]))
+        best = np.argmax(around, axis=1)
+        t, s = t + width * offsets[best, 0], s + width * offsets[best, 1]
+        width = np.where(best == 0, width / 2, width)
     return float(function(t, s).max())
 
 
