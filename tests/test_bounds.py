@@ -299,6 +299,24 @@ def test_forward_bias_is_attained(weight):
     assert bias > 3.99 * nu / weight  # nu L_0 / lambda (L_1 + ...), as printed above (27), is exceeded fourfold
 
 
+def test_symmetric_bias_is_attained():
+    """Query sin phi, support phi^2/2 around z(0) = 0, where f'' = 0 and the term of f''' is all there is."""
+    problem, nu = Bilevel(Ridge("sin", [[1.0]], [0.0]), Ridge("square", [[1.0]], [0.0]), 1.0, True), 0.01
+    bias = abs(problem.symmetric(np.zeros(1), nu) - problem.meta_gradient(np.zeros(1)))[0]
+    bound = bounds.symmetric_bias(Regularity(1.0, 2.0, 1.0, L1=nu / 2, L2_hat=0.0, L2=1.0, L3_hat=0.0), nu)
+    assert 0.98 * bound < bias <= bound
+
+
+@pytest.mark.parametrize("nu", [0.1, 0.7, 0.9])
+def test_third_constant_off_zero(nu):
+    """Query -phi^2/2 + c phi, lambda = mu = 1, z(0) = 0: z'' = -2c / (1 - nu)^3; C_3 at nu = 0 is too small for it."""
+    c = 1 - nu  # so that L_0, the gradient at z(nu), is 1
+    third = [6 * bounds.symmetric_bias(Regularity(1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0), s) / s**2 for s in (nu, 1e-9)]
+    difference = 2 * c / (1 - nu) ** 3 - 2 * c / (1 + nu) ** 3
+    assert difference <= 2 * nu * third[0]
+    assert third[1] == pytest.approx(6) and (nu < 0.5 or difference > 2 * nu * third[1])
+
+
 def test_solver_terms_are_attained():
     """A linear query and a quadratic support loss have no bias but the solver's: lambda times that of (27)."""
     weight, nu, delta = 3.0, 0.1, 1e-3

@@ -11,7 +11,8 @@
 | L_0, L_1, L_2    | `L0`, `L1`, `L2`   | bounds of the first, second and third derivative of f                    |
 | L-hat_2, L-hat_3 | `L2_hat`, `L3_hat` | bounds of the third and fourth derivative of f-hat                       |
 
-All is stated in mu; the paper's lambda >= 2 L-hat_1 in C.2 and C.4 is the case mu = lambda / 2.
+All is stated in mu; the paper's lambda >= 2 L-hat_1 in C.2 and C.4 is the case mu = lambda / 2. The bounds of
+derivatives are needed where the path z runs; those of `meta_smoothness` everywhere.
 
 Corrections to the paper, each with its test in tests/test_bounds.py:
 
