@@ -14,7 +14,7 @@
 All is stated in mu; the paper's lambda >= 2 L-hat_1 in C.2 and C.4 is the case mu = lambda / 2. The bounds of
 derivatives are needed where the path z runs; those of `meta_smoothness` everywhere.
 
-Corrections to the paper, each with its test in tests/test_bounds.py:
+Corrections to the paper, each with its test in tests/test_bounds_perturbation.py:
 
 * Forward bias, by (25) and (26): lambda L_0 / mu^2 (L_1 + L_0 L-hat_2 / (2 mu)) nu. At mu = lambda / 2 that is four
   times what stands above (27), which lost the factors 2 of both; it is attained for small nu. In (18) and (19) a factor
@@ -96,8 +96,8 @@ def forward_bias(regularity: Regularity, perturbation: float, precision: float =
         >>> forward_bias(losses, perturbation=0.01)
         0.005
     """
-    r, nu, delta = _check(regularity, perturbation, precision)
-    return _forward_slope(r) * nu + 2 * r.proximal_weight * delta / nu
+    _check(regularity, precision, perturbation)
+    return _forward_slope(regularity) * perturbation + 2 * regularity.proximal_weight * precision / perturbation
 
 
 def best_forward(regularity: Regularity, precision: float) -> BestPerturbation:
@@ -117,8 +117,8 @@ def best_forward(regularity: Regularity, precision: float) -> BestPerturbation:
         >>> print("nu = %.4f, bias = %.4f" % best_forward(losses, precision=1e-6))
         nu = 0.0028, bias = 0.0028
     """
-    r, delta = _check_best(regularity, precision)
-    slope, solver = _forward_slope(r), 2 * r.proximal_weight * delta
+    _check(regularity, precision)
+    slope, solver = _forward_slope(regularity), 2 * regularity.proximal_weight * precision
     if slope == 0:
         return BestPerturbation(math.inf, 0.0)
     return BestPerturbation(math.sqrt(solver / slope), 2 * math.sqrt(solver * slope))
@@ -140,13 +140,14 @@ def symmetric_bias(regularity: Regularity, perturbation: float, precision: float
         >>> print(f"{symmetric_bias(losses, perturbation=0.01):.2e}")
         2.55e-05
     """
-    r, nu, delta = _check(regularity, perturbation, precision, symmetric=True)
+    _check(regularity, precision, perturbation, symmetric=True)
+    r, nu = regularity, perturbation
     if nu * r.L1 >= r.mu:
         raise ValueError(
             f"`perturbation` must be below mu / L1 = {r.mu / r.L1:g}, where the inner problem may cease to be convex. "
             f"Received: perturbation={nu!r}. Lower it, or raise the proximal weight."
         )
-    return r.proximal_weight * (nu**2 * _third(r, nu) / 6 + delta / nu)
+    return r.proximal_weight * (nu**2 * _third(r, nu) / 6 + precision / nu)
 
 
 def best_symmetric(regularity: Regularity, precision: float) -> BestPerturbation:
@@ -168,13 +169,14 @@ def best_symmetric(regularity: Regularity, precision: float) -> BestPerturbation
         >>> print("nu = %.4f, bias = %.6f" % best_symmetric(losses, precision=1e-6))
         nu = 0.0157, bias = 0.000191
     """
-    r, delta = _check_best(regularity, precision, symmetric=True)
-    third = _third(r, 0.0)
+    _check(regularity, precision, symmetric=True)
+    third = _third(regularity, 0.0)
     if third == 0:
         return BestPerturbation(math.inf, 0.0)
-    highest = min((3 * delta / third) ** (1 / 3), r.mu / r.L1 if r.L1 else math.inf)
-    nu = _golden_section(lambda nu: symmetric_bias(r, nu, delta), highest)
-    return BestPerturbation(nu, symmetric_bias(r, nu, delta))
+    limit = regularity.mu / regularity.L1 if regularity.L1 else math.inf
+    highest = min((3 * precision / third) ** (1 / 3), limit)
+    nu = _golden_section(lambda nu: symmetric_bias(regularity, nu, precision), highest)
+    return BestPerturbation(nu, symmetric_bias(regularity, nu, precision))
 
 
 def meta_smoothness(regularity: Regularity) -> MetaSmoothness:
@@ -193,10 +195,10 @@ def meta_smoothness(regularity: Regularity) -> MetaSmoothness:
         >>> meta_smoothness(Regularity(proximal_weight=2.0, mu=1.0, L0=1.0, L1=1.0, L2_hat=0.5))
         MetaSmoothness(constant=4.0, slope=1.0, lipschitz=6.0)
     """
-    r = _check(regularity)[0]
-    squared = (r.proximal_weight / r.mu) ** 2
-    constant, slope = squared * r.L1, squared * r.L2_hat / r.proximal_weight
-    return MetaSmoothness(constant, slope, constant + slope * r.proximal_weight * r.L0 / r.mu)
+    _check(regularity, precision=1.0)
+    ratio = regularity.proximal_weight / regularity.mu
+    constant, slope = ratio**2 * regularity.L1, ratio**2 * regularity.L2_hat / regularity.proximal_weight
+    return MetaSmoothness(constant, slope, constant + slope * ratio * regularity.L0)
 
 
 def _forward_slope(r: Regularity) -> float:
@@ -230,8 +232,8 @@ def _golden_section(function: Callable, high: float) -> float:
     return (low + high) / 2
 
 
-def _check(r: Regularity, perturbation: float = 1.0, precision: float = 0.0, symmetric: bool = False):
-    """Return `(regularity, nu, delta)` or raise `ValueError`."""
+def _check(r: Regularity, precision: float, perturbation: float | None = None, symmetric: bool = False) -> None:
+    """Raise `ValueError` unless all is in range; exact inner solutions (`precision` 0) have no best perturbation."""
     for name, value in r._asdict().items():
         if value is None and symmetric:
             raise ValueError(f"The symmetric scheme needs `{name}`. Received: {name}=None. Set it in `Regularity`.")
@@ -239,19 +241,9 @@ def _check(r: Regularity, perturbation: float = 1.0, precision: float = 0.0, sym
         if value is not None and not ((value > 0 or (value == 0 and not positive)) and math.isfinite(value)):
             needed = "positive; raise the proximal weight" if positive else "0 or more"
             raise ValueError(f"`{name}` must be finite and {needed}. Received: {name}={value!r}.")
-    if not 0 < perturbation < math.inf:
+    if perturbation is not None and not 0 < perturbation < math.inf:
         raise ValueError(f"`perturbation` must be a positive number. Received: perturbation={perturbation!r}.")
-    if not 0 <= precision < math.inf:
-        raise ValueError(f"`precision` must be a number not below 0. Received: precision={precision!r}.")
-    return r, perturbation, precision
-
-
-def _check_best(r: Regularity, precision: float, symmetric: bool = False):
-    """Return `(regularity, delta)` or raise `ValueError`."""
-    _check(r, 1.0, precision, symmetric)
-    if precision == 0:
-        raise ValueError(
-            "`precision` must be positive: exact inner solutions have no best perturbation, smaller is always better. "
-            f"Received: precision={precision!r}."
-        )
-    return r, precision
+    if not 0 <= precision < math.inf or (precision == 0 and perturbation is None):
+        needed = "positive: with exact inner solutions smaller perturbations are always better"
+        needed = needed if perturbation is None else "a number not below 0"
+        raise ValueError(f"`precision` must be {needed}. Received: precision={precision!r}.")
