@@ -14,7 +14,7 @@ ORDER = [
     "_linear_solve", "inner", "_inner_loop", "_problem", "_runner",
     "estimators", "_checks", "_diagnostics", "evaluation", "learner", "training", "export",
 ]  # fmt: skip
-FREE = {"data", "models", "optimizers"}  # these import no part of the library but _types
+FREE = {"bounds", "data", "models", "optimizers"}  # these import no part of the library but _types
 
 
 def imported(path: pathlib.Path) -> set[str]:
@@ -46,7 +46,9 @@ def test_every_dataset_has_its_tests(name):
 
 
 @pytest.mark.parametrize(
-    "module", [mg, mg.data, mg.estimators, mg.models, mg.inner, mg.optimizers], ids=lambda m: m.__name__
+    "module",
+    [mg, mg.bounds, mg.data, mg.estimators, mg.models, mg.inner, mg.optimizers],
+    ids=lambda m: m.__name__,
 )
 def test_public_names_are_documented(module):
     for name in getattr(module, "__all__", [n for n in vars(module) if not n.startswith("_")]):

@@ -1,7 +1,8 @@
 """Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
 
-from tf_metagrad import data, estimators, inner, models, optimizers
+from tf_metagrad import bounds, data, estimators, inner, models, optimizers
 from tf_metagrad._types import MetaGradient, Solution, Task
+from tf_metagrad.bounds import estimate_smoothness
 from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
 from tf_metagrad.learner import MetaLearner
@@ -13,7 +14,9 @@ __all__ = [
     "MetaLearner",
     "Solution",
     "Task",
+    "bounds",
     "data",
+    "estimate_smoothness",
     "estimators",
     "export",
     "inner",
