@@ -101,7 +101,7 @@ def difference(functions, weights, state, x, y, direction, step=1e-5):
 @pytest.mark.parametrize("name", [*FORWARD, *REVERSE])
 def test_hvp_equals_central_differences(float64, name):
     parts = problem((FORWARD | REVERSE)[name](), embedding=name == "Embedding")
-    gradient, hvp, _ = parts[0].curvature(*parts[1:])
+    gradient, hvp, *_ = parts[0].curvature(*parts[1:])
     reference = difference(*parts)
     assert np.linalg.norm(ravel(hvp) - reference) < 1e-6 * np.linalg.norm(reference)
     assert parts[0].hvp.mode is (forward_over_reverse if name in FORWARD else reverse_over_reverse)
@@ -130,7 +130,7 @@ def test_fused_batch_norm_of_a_user():
     """The kernel is float32 only, and so are its differences; its own second derivative is off by 1 / (n - 1)."""
     model = stack((2, 2, 2), layers.Conv2D(3, 1), FusedBatchNorm(), layers.Activation("tanh"))
     parts = problem(model, examples=2)
-    _, hvp, _ = parts[0].curvature(*parts[1:])
+    _, hvp, *_ = parts[0].curvature(*parts[1:])
     reference = difference(*parts, step=1e-2)
     assert np.linalg.norm(ravel(hvp) - reference) < 5e-3 * np.linalg.norm(reference)
 

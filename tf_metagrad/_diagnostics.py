@@ -8,14 +8,14 @@ from tf_metagrad.inner import InnerOptimizer
 
 
 def check_finite_path(diagnostics: dict[str, Any], inner: InnerOptimizer, where: str) -> None:
-    """Raise `FloatingPointError` where a task's inner loop met a gradient that is not finite."""
+    """Raise `FloatingPointError` where a task's loss was not finite on the way or at its end."""
     failed = np.atleast_1d(np.asarray(diagnostics["inner_failed_step"]))
     if (failed >= 0).any():
         task = int(np.argmax(failed >= 0))
         weight = f" (with weight={inner.weight}, steps of at most 2 / (weight + H) converge)" if inner.proximal else ""
         raise FloatingPointError(
-            f"The inner loop of task {task} diverged{where}: the gradient at inner step {int(failed[task])} of "
-            f"{inner.steps} is not finite. Lower the inner `learning_rate`, now {inner.learning_rate}{weight}."
+            f"The inner loop of task {task} diverged{where}: the loss after {int(failed[task])} of {inner.steps} inner "
+            f"steps is not finite. Lower the inner `learning_rate`, now {inner.learning_rate}{weight}."
         )
 
 

@@ -32,8 +32,8 @@ class Path(NamedTuple):
         slots: s_k of those steps, stacked; only where the rule has slots.
         directions: u_k of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
         taken: steps taken, fewer than K where the tolerance stopped the loop; one number for each task.
-        residual: |G_k| at the last step that was looked at, for each task.
-        failed_step: the first step whose gradient was not finite, or -1, for each task.
+        residual: |G_k| at the last step that was looked at, for each task; 0 where it is not measured.
+        failed_step: the number of steps after which the support loss was not finite, or -1, for each task.
     """
 
     end: Params
@@ -73,21 +73,23 @@ def start(problem: Any) -> Position:
 
 def step_from(problem: Any, at: Position, step: tf.Tensor, perturbation: tf.Tensor | None = None):
     """Return `(position after step k, G_k, u_k)`."""
-    gradient, state = problem.inner_gradient(at.phi, at.state, perturbation)
-    residual = tf.sqrt(_tree.dot(gradient, gradient, problem.stacked))
-    after, u = move(problem, at, step, gradient, state, residual)
+    gradient, state, loss = problem.inner_gradient(at.phi, at.state, perturbation)
+    residual = tf.sqrt(_tree.dot(gradient, gradient, problem.stacked)) if problem.measured else at.residual
+    after, u = move(problem, at, step, gradient, state, loss, residual)
     return after, gradient, u
 
 
-def move(problem: Any, at: Position, step: tf.Tensor, gradient: Params, state: Params, residual: tf.Tensor):
-    """Return `(position after step k, u_k)`, given G_k, the new state and what is compared with the tolerance."""
+def move(
+    problem: Any, at: Position, step: tf.Tensor, gradient: Params, state: Params, loss: tf.Tensor, residual: tf.Tensor
+):
+    """Return `(position after step k, u_k)`, given G_k, the new state, the support loss and the residual."""
     u, slots = problem.inner.direction(gradient, at.slots, step)
     phi = _tree.subtract(at.phi, _tree.multiply(problem.rates_at(step), u))
     active = at.active
     if problem.inner.tolerance:
         active &= ~(residual <= problem.inner.tolerance)  # not finite: goes on, and fails
         phi, state = _tree.select(active, phi, at.phi), _tree.select(active, state, at.state)
-    failed = tf.where((at.failed_step < 0) & ~tf.math.is_finite(residual), step, at.failed_step)
+    failed = tf.where((at.failed_step < 0) & ~tf.math.is_finite(loss), step, at.failed_step)
     taken = at.taken + tf.cast(active, tf.int32)
     return Position(phi, slots, state, active, taken, residual, failed), u
 

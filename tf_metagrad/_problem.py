@@ -55,17 +55,19 @@ class Problem:
         seed: `[2]`, the task's own seed; with a leading axis where `stacked`.
         execution: how stacked tasks and parallel HVPs are run.
         stacked: whether there is a leading axis of tasks.
+        measured: whether the norm of every inner gradient is wanted; a tolerance needs it anyway.
     """
 
     def __init__(
         self, functions: TaskFunctions, inner: InnerOptimizer, weights: AdaptingWeights, theta: Params,
         learned: Params, state: Params, task: Task, seed: tf.Tensor, execution: _execution.Execution, stacked: bool,
+        measured: bool,
     ):  # fmt: skip
         """Store the parts; see the class."""
         self.functions, self.inner, self.weights = functions, inner, weights
         self.theta, self.learned, self.state = list(theta), list(learned), list(state)
         self.task, self.seed, self.execution, self.stacked = task, seed, execution, stacked
-        self.steps = inner.steps
+        self.steps, self.measured = inner.steps, measured or bool(inner.tolerance)
         self.shared = [i for i in range(len(self.theta)) if i not in set(functions.adapting)]
         self.learns_rates = bool(self.learned) and not inner.proximal
         self.offset: Params | None = None
@@ -124,19 +126,19 @@ class Problem:
     # Derivatives -------------------------------------------------------------------------------------------------
 
     def support_gradient(self, phi: Params, state: Params, shared_only: bool = False):
-        """Return `(gradient, new_state)` of the support loss, for the adapting or only for the shared weights."""
+        """Return `(gradient, new_state, loss)` on the support set, for the adapting or only for the shared weights."""
         wrt = tuple(self.shared if shared_only else self.functions.adapting)
         x, y = self.task.support_x, self.task.support_y
-        _, state, _, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
-        return gradient, state
+        loss, state, _, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
+        return gradient, state, loss
 
     def inner_gradient(self, phi: Params, state: Params, perturbation: tf.Tensor | None = None):
-        """Return `(G, new_state)`, the gradient of nu l_val + l_trn + lambda/2 |phi - theta|^2 at phi.
+        """Return `(G, new_state, support loss)`, G the gradient of nu l_val + l_trn + lambda/2 |phi - theta|^2 at phi.
 
         nu is the perturbation, and lambda is 0 without a proximal term. The query gradient waits for the support
         gradient, so that the activations of one are held at a time.
         """
-        gradient, new_state = self.support_gradient(phi, state)
+        gradient, new_state, loss = self.support_gradient(phi, state)
         if self.inner.proximal:
             pull = _tree.scale(self.weight(), _tree.subtract(phi, self.initial()))
             gradient = _tree.add(gradient, pull)
@@ -144,7 +146,7 @@ class Problem:
             with tf.control_dependencies(gradient):
                 query = self.query(_tree.identity(phi), state, tuple(self.functions.adapting))
             gradient = _tree.add(gradient, _tree.scale(perturbation, query.gradient))
-        return gradient, new_state
+        return gradient, new_state, loss
 
     def query(self, phi: Params, state: Params, wrt: tuple[int, ...] | None = None) -> Query:
         """Return loss, predictions and gradient g^K of the query loss, for all weights or those listed in `wrt`."""
@@ -164,7 +166,7 @@ class Problem:
         return self.curvature(phi, state, vector)[:2]
 
     def curvature(self, phi: Params, state: Params, vector: Params):
-        """Return what `hessian_product` does, and the new state."""
+        """Return what `hessian_product` does, the new state, and the support loss."""
         return self.functions.curvature(self._full(phi), state, self.task.support_x, self.task.support_y, vector)
 
     def _curvature(self, phi: Params, state: Params, step: tf.Tensor, adjoint: Params):
@@ -225,8 +227,8 @@ class Problem:
     def diagnostics(self, path: Path, **more: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return how the inner loop went, for each task, and what the estimator adds.
 
-        `inner_failed_step` is the first step whose gradient was not finite, or -1; where the inner optimiser has a
-        tolerance, `inner_steps` counts the steps and `inner_residual` is the norm of the last gradient.
+        `inner_failed_step` is the number of steps after which the support loss was not finite, or -1; where the inner
+        optimiser has a tolerance, `inner_steps` counts the steps and `inner_residual` is the norm of the last gradient.
         """
         found = {"inner_failed_step": path.failed_step, **more}
         if self.inner.tolerance:

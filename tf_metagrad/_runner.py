@@ -103,7 +103,9 @@ class TaskRunner:
             alg="philox",
         )
         functions = self.functions(learning, execution)
-        make = functools.partial(Problem, functions, inner, self.weights, theta, learned, execution=execution)
+        make = functools.partial(
+            Problem, functions, inner, self.weights, theta, learned, execution=execution, measured=not learning
+        )
         if execution.tasks == "vectorize":
             stacked = [
                 tf.cast(seeds[:, i], s.dtype) if seeded[i] else tf.broadcast_to(s, [count, *s.shape])

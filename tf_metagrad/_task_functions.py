@@ -42,7 +42,7 @@ class TaskFunctions:
         return loss, state, predictions, gradient
 
     def _curvature(self, weights, state, x, y, vector):
-        gradient, product, (_, state, _) = self.hvp(
+        gradient, product, (loss, state, _) = self.hvp(
             lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector
         )
-        return gradient, product, state
+        return gradient, product, state, loss

@@ -160,6 +160,9 @@ class MetaLearner(keras.Model):
 
         def body(problem):
             estimate = (estimator or self.estimator).estimate(problem)
+            failed = estimate.diagnostics["inner_failed_step"]
+            lost = (failed < 0) & ~tf.math.is_finite(estimate.query.loss)
+            estimate.diagnostics["inner_failed_step"] = tf.where(lost, problem.steps, failed)
             return [*estimate.gradients, *estimate.hyperparameter_gradients], (
                 estimate.query.loss, estimate.query.predictions, estimate.diagnostics,
                 [estimate.query.state[i] for i in self._runner.statistics],

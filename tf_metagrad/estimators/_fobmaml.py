@@ -87,7 +87,7 @@ def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
 
 def _shared_gradient(problem: Problem, path: Path, nu: tf.Tensor) -> list[tf.Tensor]:
     """Return the gradient of nu f + f-hat with respect to the weights that do not adapt."""
-    support, _ = problem.support_gradient(path.end, path.state, shared_only=True)
+    support, *_ = problem.support_gradient(path.end, path.state, shared_only=True)
     with tf.control_dependencies(support):
         query = problem.query(_tree.identity(path.end), path.state, tuple(problem.shared))
     return _tree.add(support, _tree.scale(nu, query.gradient))
@@ -99,14 +99,14 @@ def tangent(problem: Problem) -> Estimate:
 
     def body(step, at, t):
         with tf.name_scope("tangent_step"):
-            gradient, product, state = problem.curvature(at.phi, at.state, t)
+            gradient, product, state, loss = problem.curvature(at.phi, at.state, t)
             with tf.control_dependencies(gradient):
                 query = problem.query(_tree.identity(at.phi), at.state, adapting)
             pull = _tree.scale(weight, _tree.subtract(at.phi, problem.initial()))
             gradient = _tree.add(problem.adapting(gradient), pull)
             slope = _tree.add(_tree.add(problem.adapting(product), _tree.scale(weight, t)), query.gradient)
             squares = [_tree.dot(r, r, problem.stacked) for r in (gradient, slope)]
-            after, _ = move(problem, at, step, gradient, state, tf.sqrt(tf.maximum(*squares)))
+            after, _ = move(problem, at, step, gradient, state, loss, tf.sqrt(tf.maximum(*squares)))
             turned = _tree.subtract(t, _tree.multiply(problem.rates_at(step), slope))
         return step + 1, after, _tree.select(after.active, turned, t)
 
