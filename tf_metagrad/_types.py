@@ -50,10 +50,10 @@ class MetaGradient(NamedTuple):
         gradients: one tensor for each of `MetaLearner.meta_variables`, in that order.
         loss: scalar, the query loss after adaptation.
         metrics: scalar for each compiled metric, on the query predictions after adaptation.
-        diagnostics: how the solvers went, one number for each task. `inner_failed_step`: -1, or the number of
-            inner steps after which the loss was not finite (then an error was raised). With a tolerance in the inner
-            optimiser `inner_steps` and `inner_residual`, the norm of the last inner gradient; with IMAML `solver_iterations` and
-            the relative `solver_residual`.
+        diagnostics: how the solvers went, one number for each task. `inner_failed_step` is -1, or the number of inner
+            steps after which the loss was not finite (then an error was raised). An inner optimiser with a tolerance
+            adds `inner_steps` and `inner_residual`, the norm of the last inner gradient; IMAML adds
+            `solver_iterations` and the relative `solver_residual`.
     """
 
     gradients: list[tf.Tensor]
