@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(mg.__file__).parent
 ORDER = [
     "_types", "_tree", "_second_order", "_vectorize", "_hvp", "_model", "_execution", "inner", "_problem", "_runner",
     "estimators", "_checks", "evaluation", "learner", "training", "export",
+    "_memory", "_measure", "_table", "comparison", "recommendation",
 ]  # fmt: skip
 FREE = {"data", "models"}  # these import no part of the library but _types
 

@@ -1,0 +1,138 @@
+"""Which meta-gradient estimator for this model and these tasks: accuracy, time, memory and cost, side by side."""
+
+import itertools
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_metagrad import _measure, _memory
+from tf_metagrad import estimators as catalogue
+from tf_metagrad._table import Comparison, Row
+from tf_metagrad._types import Task
+from tf_metagrad.estimators import FOMAML, MAML, BinomMAML, BinomTruncMAML, Estimator, Reptile, TruncMAML
+from tf_metagrad.inner import GradientDescent
+from tf_metagrad.learner import MetaLearner
+
+
+def compare_estimators(
+    learner: MetaLearner,
+    tasks: Iterable[Task] | Task,
+    estimators: Sequence[Estimator] | None = None,
+    reference: Estimator | None = None,
+    *,
+    batches: int = 8,
+    repeats: int = 10,
+    seed: int = 0,
+    alpha_H: float | None = None,  # the paper's letters
+) -> Comparison:
+    """Measure estimators on the learner's model, as its weights are now, and the tasks at hand; nothing is changed.
+
+    Most of the time goes into compiling the step of each estimator once.
+
+    Args:
+        learner: its own estimator plays no part; it need not be compiled.
+        tasks: batches of tasks, of which the first `batches` are used, or one batch.
+        estimators: None takes those of the library that fit the inner optimiser, at orders worth a look.
+        reference: what counts as exact; None is `MAML()`. It gets a row of its own.
+        batches: at most so many batches; with several, the bias can be held against the noise of a batch.
+        repeats: timed steps of each estimator, which take turns, because a machine is never equally fast.
+        seed: batch b has the seed `seed + b` for every estimator.
+        alpha_H: the inner step size times the Lipschitz constant of the support loss's gradient, which gives the
+            column `bound`; for plain gradient descent with a fixed step size.
+
+    Returns:
+        `Comparison`.
+
+    Raises:
+        ValueError: an estimator that the learner cannot use, bad or no tasks, numbers below 1.
+        FloatingPointError: the reference is not finite.
+
+    Example:
+        >>> from tf_metagrad import data, inner, models
+        >>> learner = MetaLearner(models.mlp(hidden=(8,)), "mse", inner.GradientDescent(steps=2, learning_rate=0.01))
+        >>> tasks = data.sinusoid(meta_batch=4, shots=5)
+        >>> comparison = compare_estimators(learner, tasks, [MAML(), FOMAML()], batches=2, repeats=1)
+        >>> comparison.rows[0].error, comparison.rows[1].hvps
+        (0.0, 0)
+    """
+    drawn = _batches(learner, tasks, batches)
+    _check_count("repeats", repeats)
+    reference = reference or MAML()
+    chosen = default_estimators(learner) if estimators is None else list(estimators)
+    chosen = list(dict.fromkeys(chosen if reference in chosen else [reference, *chosen]))
+    for estimator in chosen:
+        learner.check_estimator(estimator)
+    gpu = bool(tf.config.list_logical_devices("GPU"))
+    device = "GPU:0" if gpu else "CPU:0"
+    steps = {estimator: _measure.make_step(learner, estimator) for estimator in chosen}
+    accuracies, first = _measure.accuracies(steps, reference, drawn, seed)
+    seconds = _measure.median_seconds(steps, drawn, repeats, seed)
+    peaks = _measure.peaks_mib(steps, drawn[0], seed, device)
+    plain = type(learner.inner) is GradientDescent and learner.inner.learn is None
+    count, alpha = learner.inner.steps, alpha_H if plain else None
+    rows = [
+        Row(e, *accuracies[e], seconds[e], first[e], peaks[e], e.hvps(count), _bound(e, count, alpha)) for e in chosen
+    ]
+    tasks_run = tf.nest.flatten(drawn[0])[0].shape[0]
+    execution = f"{learner.execution.tasks}{', XLA' if learner.execution.jit_compile else ''}"
+    source = _memory.source(device)
+    return Comparison(tuple(rows), reference, count, len(drawn), tasks_run, device[:3], execution, source)
+
+
+def default_estimators(learner: MetaLearner) -> list[Estimator]:
+    """Return the library's estimators that fit the learner's inner optimiser, at orders worth a look."""
+    half = max(1, learner.inner.steps // 2)
+    orders = [MAML(), FOMAML(), Reptile(), TruncMAML(half), BinomMAML(1), BinomMAML(2)]
+    known = {Estimator, BinomTruncMAML, *(type(estimator) for estimator in orders)}
+    kinds = [getattr(catalogue, name) for name in catalogue.__all__]
+    orders += [kind() for kind in kinds if isinstance(kind, type) and kind not in known]
+    return [estimator for estimator in dict.fromkeys(orders) if _fits(estimator, learner)]
+
+
+def _fits(estimator: Estimator, learner: MetaLearner) -> bool:
+    try:
+        learner.check_estimator(estimator)
+    except ValueError:
+        return False
+    return True
+
+
+def _batches(learner: MetaLearner, tasks: Any, count: int) -> list[Task]:
+    _check_count("batches", count)
+    drawn = [
+        learner.check_tasks(batch) for batch in itertools.islice([tasks] if isinstance(tasks, Task) else tasks, count)
+    ]
+    if not drawn:
+        raise ValueError("`tasks` must hold at least one batch of tasks. Received: none.")
+    return drawn
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
+
+
+def _bound(estimator: Estimator, steps: int, alpha_H: float | None) -> float | None:
+    """Return the bound of the error over |g^K| by Theorem 3.6, None where the theorem says nothing.
+
+    (1 + alpha H)^K bounds the sum over all products of Hessians. What counts is what the estimator leaves out: products
+    with one of the first K - C Hessians, and products of more than L of the last C.
+    """
+    kind = type(estimator)
+    if alpha_H is None or kind is BinomMAML and estimator.rescale:
+        return None
+    kept = {
+        MAML: lambda: (steps, steps),
+        FOMAML: lambda: (0, steps),
+        TruncMAML: lambda: (estimator.truncation, estimator.truncation),
+        BinomMAML: lambda: (estimator.truncation, steps),
+        BinomTruncMAML: lambda: (estimator.truncation, estimator.horizon),
+    }
+    if kind not in kept:
+        return None
+    order, horizon = kept[kind]()
+    long = sum(math.comb(horizon, l) * alpha_H**l for l in range(order + 1, horizon + 1))  # noqa: E741
+    return (1 + alpha_H) ** steps - (1 + alpha_H) ** horizon + long
