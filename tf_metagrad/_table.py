@@ -129,7 +129,7 @@ class Comparison:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise ImportError("`Comparison.plot` needs matplotlib. Install it: pip install matplotlib.") from error
-        drawing = Figure(figsize=(8, 5), layout="constrained")
+        drawing = Figure(figsize=(9, 5), layout="constrained")
         _draw(self, drawing.add_subplot())
         drawing.savefig(path, dpi=120)
 
@@ -155,11 +155,15 @@ def _draw(comparison: Comparison, axis: Any) -> None:
     largest = max((row.peak_mib or 0.0 for row in rows), default=0.0) or 1.0
     floor = min([row.error for row in rows if row.error > 1e-7], default=1e-3) / 10
     for row in rows:
-        x, y = 1e3 * row.seconds, max(row.error, floor)
-        axis.scatter(x, y, s=30 + 600 * (row.peak_mib or 0.0) / largest, alpha=0.6)
-        memory = "" if row.peak_mib is None else f"\n{row.peak_mib:.3g} MiB"
-        axis.annotate(f"{row.estimator}{memory}", (x, y), xytext=(6, 4), textcoords="offset points", fontsize=7)
-    axis.set(yscale="log", xlabel="ms a step", ylabel="relative error of the mean estimate (lowest line: exact)")
-    axis.set_ylim(bottom=floor / 2)
-    axis.margins(x=0.25, y=0.15)
+        memory = "" if row.peak_mib is None else f", {figure(row.peak_mib)} MiB"
+        size = 30 + 500 * (row.peak_mib or 0.0) / largest
+        axis.scatter(1e3 * row.seconds, max(row.error, floor), s=size, alpha=0.6, label=f"{row.estimator}{memory}")
+    axis.axhline(floor, color="grey", linewidth=0.8, linestyle=":")
+    axis.annotate("no error", (0, floor), (4, 4), ("axes fraction", "data"), "offset points", color="grey", fontsize=8)
+    axis.set(yscale="log", xlabel="ms a step", ylabel="relative error of the mean estimate")
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=floor / 3)
+    axis.margins(y=0.15)
     axis.set_title(f"Against {comparison.reference}; the larger the mark, the more memory", fontsize=9)
+    for handle in axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5)).legend_handles:
+        handle.set_sizes([30])
