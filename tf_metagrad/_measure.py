@@ -61,10 +61,25 @@ def make_step(learner: MetaLearner, estimator: Estimator) -> Step:
     return step
 
 
+def first_seconds(steps: dict[Estimator, Step], batch: Task, seed: int) -> dict[Estimator, float]:
+    """Return the time of each estimator's first step, tracing and compilation included.
+
+    A second step follows, or TensorFlow would take the functions of several estimators for one that is always retraced,
+    and warn.
+    """
+    times = {}
+    for estimator, step in steps.items():
+        start = time.perf_counter()
+        step(batch, seed)
+        times[estimator] = time.perf_counter() - start
+        step(batch, seed)
+    return times
+
+
 def accuracies(
     steps: dict[Estimator, Step], reference: Estimator, batches: Sequence[Task], seed: int
-) -> tuple[dict[Estimator, Accuracy], dict[Estimator, float]]:
-    """Return how each estimator differs from the reference, and the seconds of its first call.
+) -> dict[Estimator, Accuracy]:
+    """Return how each estimator differs from the reference.
 
     Batch b has the seed `seed + b` for all of them. One vector for each estimator is held, whatever the batches.
 
@@ -73,13 +88,10 @@ def accuracies(
     """
     runs = {estimator: Running() for estimator in steps}
     errors = {estimator: [] for estimator in steps}
-    first: dict[Estimator, float] = {}
     for index, batch in enumerate(batches):
         exact = None
         for estimator in sorted(steps, key=lambda e: e != reference):  # the reference comes first
-            start = time.perf_counter()
             vector = steps[estimator](batch, seed + index)
-            first.setdefault(estimator, time.perf_counter() - start)
             exact = vector if exact is None else exact
             if not np.isfinite(exact).all():
                 raise FloatingPointError(
@@ -88,7 +100,7 @@ def accuracies(
             runs[estimator].add(vector)
             errors[estimator].append(_ratio(_norm(vector - exact), _norm(exact)))
     target = runs[reference]
-    return {e: _accuracy(run, float(np.mean(errors[e])), target) for e, run in runs.items()}, first
+    return {e: _accuracy(run, float(np.mean(errors[e])), target) for e, run in runs.items()}
 
 
 def _accuracy(run: Running, batch_error: float, target: Running) -> Accuracy:

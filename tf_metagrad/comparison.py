@@ -68,7 +68,8 @@ def compare_estimators(
     gpu = bool(tf.config.list_logical_devices("GPU"))
     device = "GPU:0" if gpu else "CPU:0"
     steps = {estimator: _measure.make_step(learner, estimator) for estimator in chosen}
-    accuracies, first = _measure.accuracies(steps, reference, drawn, seed)
+    first = _measure.first_seconds(steps, drawn[0], seed)
+    accuracies = _measure.accuracies(steps, reference, drawn, seed)
     seconds = _measure.median_seconds(steps, drawn, repeats, seed)
     peaks = _measure.peaks_mib(steps, drawn[0], seed, device)
     plain = type(learner.inner) is GradientDescent and learner.inner.learn is None
