@@ -13,7 +13,7 @@ from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.learner import MetaLearner
 
-Step = Callable[[Task, int], np.ndarray]
+Step = Callable[[Task, int], list[tf.Tensor]]
 _MEMORY_REPEATS = 3
 
 
@@ -49,30 +49,30 @@ class Accuracy(NamedTuple):
 
 
 def make_step(learner: MetaLearner, estimator: Estimator) -> Step:
-    """Return the compiled meta-gradient as `step(batch, seed) -> one float64 vector`; it ends when that is known."""
+    """Return the compiled meta-gradient as `step(batch, seed) -> gradients`; it ends when these are known."""
     function = learner.compiled_function(
         "comparison", (estimator, learner.inner), lambda t, s: learner.estimate(t, s, estimator)
     )
 
-    def step(batch: Task, seed: int) -> np.ndarray:
+    def step(batch: Task, seed: int) -> list[tf.Tensor]:
         gradients = function(batch, tf.constant(seed, tf.int64))[0]
-        return np.concatenate([np.ravel(g.numpy()).astype(np.float64) for g in gradients])
+        gradients[-1].numpy()  # a GPU may still be at work
+        return gradients
 
     return step
 
 
-def first_seconds(steps: dict[Estimator, Step], batch: Task, seed: int) -> dict[Estimator, float]:
-    """Return the time of each estimator's first step, tracing and compilation included.
+def _vector(gradients: Sequence[tf.Tensor]) -> np.ndarray:
+    return np.concatenate([np.ravel(g.numpy()).astype(np.float64) for g in gradients])
 
-    A second step follows, or TensorFlow would take the functions of several estimators for one that is always retraced,
-    and warn.
-    """
+
+def first_seconds(steps: dict[Estimator, Step], batch: Task, seed: int) -> dict[Estimator, float]:
+    """Return the time of each estimator's first step, tracing and compilation included."""
     times = {}
     for estimator, step in steps.items():
         start = time.perf_counter()
         step(batch, seed)
         times[estimator] = time.perf_counter() - start
-        step(batch, seed)
     return times
 
 
@@ -91,7 +91,7 @@ def accuracies(
     for index, batch in enumerate(batches):
         exact = None
         for estimator in sorted(steps, key=lambda e: e != reference):  # the reference comes first
-            vector = steps[estimator](batch, seed + index)
+            vector = _vector(steps[estimator](batch, seed + index))
             exact = vector if exact is None else exact
             if not np.isfinite(exact).all():
                 raise FloatingPointError(

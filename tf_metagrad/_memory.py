@@ -1,21 +1,24 @@
-"""Peak memory of one call, from the best source that the machine has.
+"""Peak memory of one call, from what the machine has to tell.
 
-| source        | where                                                | what it sees                                |
-|---------------|------------------------------------------------------|---------------------------------------------|
-| `"allocator"` | GPUs; CPUs with oneDNN (TensorFlow's default on x86) | the buffers of all tensors and of XLA       |
-| `"resident"`  | other CPUs with `/proc`                              | growth of the process, sampled every 0.5 ms |
-| `None`        | other systems, such as macOS                         | nothing                                     |
+| source        | where                                     | what it sees                                            |
+|---------------|-------------------------------------------|---------------------------------------------------------|
+| `"allocator"` | GPUs; CPUs with oneDNN, TensorFlow's      | buffers of tensors and of XLA; on a CPU, those of 256   |
+|               | default on x86                            | KiB and more                                            |
+| `"resident"`  | CPUs with `/proc`                         | growth of the process, sampled every 0.5 ms             |
 
-The allocator does not see scratch space that kernels take from the system themselves. Its own counter includes the
-rounding of its buffers, on a CPU up to a factor of two; a trace of its allocations tells how much that was at the peak,
-and it is taken off. Resident memory is of no use with oneDNN, whose allocator never gives memory back: a step that
-needs no more than an earlier one seems to need nothing. Elsewhere it swings by some 10 MiB from call to call.
+Where a CPU has both, they are added: oneDNN's allocator never gives memory back, so after a first step resident memory
+grows by what that allocator does not handle, small buffers and the scratch space of kernels. The sum is good to some
+2 MiB; resident memory alone, where all buffers come from the system, swings by some 10 MiB from call to call.
+
+The allocator's counter includes the rounding of its buffers, on a CPU up to a factor of two. A trace of its allocations
+tells how much that was at the peak, and it is taken off.
 """
 
 import contextlib
 import ctypes
 import os
 import pathlib
+import statistics
 import tempfile
 import threading
 import time
@@ -31,26 +34,32 @@ MIB = 2**20
 
 
 def source(device: str) -> str | None:
-    """Return where figures for the device, such as `"GPU:0"`, come from: see the module."""
-    try:
-        tf.config.experimental.get_memory_info(device)
-        return "allocator"
-    except (ValueError, tf.errors.OpError):
-        return "resident" if device.startswith("CPU") and os.path.exists(_STATM) else None
+    """Return what figures for the device, such as `"GPU:0"`, are made of: see the module; None where there are none."""
+    return " + ".join(_parts(device)) or None
 
 
 def peak_mib(call: Callable[[], Any], device: str, repeats: int = 1) -> float | None:
-    """Return the largest growth of memory in MiB during `repeats` calls; None where it cannot be measured.
+    """Return the growth of memory in MiB during a call, the median of some; None where it cannot be measured.
 
     Args:
         call: what is measured; it must have run before, so that nothing is traced or compiled.
         device: the device it runs on, `"CPU:0"` or `"GPU:0"`.
         repeats: the order in which operations run, and with it the peak, may differ from call to call.
     """
-    measure = {"allocator": _allocated, "resident": _resident, None: None}[source(device)]
-    if measure is None:
+    parts = _parts(device).values()
+    if not parts:
         return None
-    return max(measure(call, device) for _ in range(repeats)) / MIB
+    return sum(statistics.median(part(call, device) for _ in range(repeats)) for part in parts) / MIB
+
+
+def _parts(device: str) -> dict[str, Callable[[Callable, str], int]]:
+    parts = {}
+    with contextlib.suppress(ValueError, tf.errors.OpError):
+        tf.config.experimental.get_memory_info(device)
+        parts["allocator"] = _allocated
+    if device.startswith("CPU") and os.path.exists(_STATM):
+        parts["resident"] = _resident
+    return parts
 
 
 def _allocated(call: Callable[[], Any], device: str) -> int:

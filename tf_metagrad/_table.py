@@ -50,7 +50,9 @@ _HEADINGS = {
 }  # fmt: skip
 _MEMORY = {
     "allocator": "peak MiB: of the buffers that TensorFlow's allocator holds during a step",
-    "resident": "peak MiB: growth of the process's resident memory during a step, sampled; good to some 10 MiB",
+    "resident": "peak MiB: growth of the process's resident memory during a step; good to some 10 MiB",
+    "allocator + resident": "peak MiB: large buffers by TensorFlow's allocator, the rest by growth of resident memory; "
+    "good to some 2 MiB",
     None: "peak MiB: cannot be measured on this system",
 }
 
@@ -67,9 +69,11 @@ class Comparison:
         tasks: number of tasks in the first batch.
         device: `"CPU"` or `"GPU"`.
         execution: how tasks were run, e.g. `"vectorize, XLA"`.
-        memory: `"allocator"`, `"resident"` or None: where `peak_mib` comes from.
+        memory: where `peak_mib` comes from: `"allocator"` (TensorFlow's), `"resident"` (growth of the process),
+            `"allocator + resident"` (large buffers by the former, the rest by the latter) or None.
 
     Example:
+        >>> from tf_metagrad.estimators import MAML
         >>> row = Row(MAML(), 0.0, 1.0, 0.0, 0.0, 0.5, 0.0, 0.002, 1.5, 3.25, 5)
         >>> comparison = Comparison((row,), MAML(), 5, 8, 4, "CPU", "vectorize, XLA", "allocator")
         >>> comparison.to_dict()["peak_mib"]

@@ -62,11 +62,12 @@ def compare_estimators(
     _check_count("repeats", repeats)
     reference = reference or MAML()
     chosen = default_estimators(learner) if estimators is None else list(estimators)
+    if not chosen:
+        raise ValueError("`estimators` must hold at least one estimator, or be None. Received: none.")
     chosen = list(dict.fromkeys(chosen if reference in chosen else [reference, *chosen]))
     for estimator in chosen:
         learner.check_estimator(estimator)
-    gpu = bool(tf.config.list_logical_devices("GPU"))
-    device = "GPU:0" if gpu else "CPU:0"
+    device = "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
     steps = {estimator: _measure.make_step(learner, estimator) for estimator in chosen}
     first = _measure.first_seconds(steps, drawn[0], seed)
     accuracies = _measure.accuracies(steps, reference, drawn, seed)

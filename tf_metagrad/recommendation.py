@@ -68,8 +68,9 @@ def recommend(
     unruled = [row for row in comparison.rows if _excess(row, budgets)[0] <= 1]
     if not fitting:
         raise ValueError(_nothing_fits(comparison, allowed, unruled, budgets))
-    best = _cheapest(fitting)
-    return Recommendation(best.estimator, _reason(comparison, best, fitting, _cheapest(unruled), budgets))
+    best, rival = _cheapest(fitting), _cheapest(unruled)
+    reason = _reason(best, unruled if rival is best else fitting, budgets)
+    return Recommendation(best.estimator, reason if rival is best else f"{reason} {_rule(rival, comparison)}")
 
 
 _BUDGETS = {
@@ -120,7 +121,7 @@ def _inside(budgets: dict[str, float]) -> str:
     return f"inside the budget ({', '.join(parts)})" if parts else "compared"
 
 
-def _reason(comparison: Comparison, best: Row, fitting: list[Row], unruled: Row, budgets: dict[str, float]) -> str:
+def _reason(best: Row, fitting: list[Row], budgets: dict[str, float]) -> str:
     fastest = min(fitting, key=lambda row: row.seconds)
     if len(fitting) == 1:
         why = f"and is the only estimator {_inside(budgets)}"
@@ -132,12 +133,10 @@ def _reason(comparison: Comparison, best: Row, fitting: list[Row], unruled: Row,
             f"{_inside(budgets)}, and {'costs fewer HVPs' if best.hvps < fastest.hvps else 'is more accurate'}"
         )
     memory = "" if best.peak_mib is None else f", its peak memory {figure(best.peak_mib)} MiB"
-    sentences = [
-        f"{best.estimator} takes {_ms(best)} a step, {why}.",
-        f"Its relative error is {best.error:.2g}, its cosine {best.cosine:.4f}, its cost {best.hvps} HVPs a task"
-        f"{memory}.",
-    ]
-    return " ".join(sentences if unruled is best else [*sentences, _rule(unruled, comparison)])
+    return (
+        f"{best.estimator} takes {_ms(best)} a step, {why}. Its relative error is {best.error:.2g}, its cosine "
+        f"{best.cosine:.4f}, its cost {best.hvps} HVPs a task{memory}."
+    )
 
 
 def _rule(row: Row, comparison: Comparison) -> str:
