@@ -10,10 +10,12 @@ Where no estimator fits the budget, it says which one comes nearest and exits wi
 compilation. A flag left out takes the default of its task, given in brackets: [mnist1d, sinusoid, omniglot].
 """
 
+import contextlib
 import csv
 import io
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import settings
@@ -70,25 +72,31 @@ def run(configuration: dict[str, Any], options: dict[str, Any], asked: dict[str,
     for estimator in estimators or ():
         learner.check_estimator(estimator)
     tasks = pipeline.stream("train", configuration, options)
-    output = make_folder(pathlib.Path(options["output"] or f"runs/compare-{configuration['task']}"))
-    print(f"Comparing estimators on {configuration['task']}. Output: {output}", flush=True)
-    sizes = {name: asked[name] for name in ("batches", "repeats")}
-    comparison = mg.compare_estimators(learner, tasks, estimators, reference, seed=configuration["seed"], **sizes)
-    print(f"\n{comparison}\n", flush=True)
-    save(output, comparison, configuration | asked)
+    output = pathlib.Path(options["output"] or f"runs/compare-{configuration['task']}")
+    with output_folder(output):
+        print(f"Comparing estimators on {configuration['task']}. Output: {output}", flush=True)
+        sizes = {name: asked[name] for name in ("batches", "repeats")}
+        comparison = mg.compare_estimators(learner, tasks, estimators, reference, seed=configuration["seed"], **sizes)
+        print(f"\n{comparison}\n", flush=True)
+        save(output, comparison, configuration | asked)
     budgets = {name: asked[name] for name in ("max_error", "max_memory", "max_bias_to_noise")}
     print(f"Recommended: {mg.recommend(comparison, **budgets)}")
 
 
-def make_folder(path: pathlib.Path) -> pathlib.Path:
-    """Make the output folder where it is not there."""
+@contextlib.contextmanager
+def output_folder(path: pathlib.Path) -> Iterator[None]:
+    """Make the folder where it is not there; where nothing gets into it, it goes again."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"The output folder {str(path)!r} cannot be made: {error.strerror}. Choose another --output."
         ) from error
-    return path
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            path.rmdir()
 
 
 def save(output: pathlib.Path, comparison: Any, configuration: dict[str, Any]) -> None:
