@@ -1,20 +1,26 @@
 """Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
 
 from tf_metagrad import bounds, data, estimators, inner, models, optimizers
+from tf_metagrad._table import Comparison
 from tf_metagrad._types import MetaGradient, Solution, Task
 from tf_metagrad.bounds import estimate_smoothness
+from tf_metagrad.comparison import compare_estimators
 from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
 from tf_metagrad.learner import MetaLearner
+from tf_metagrad.recommendation import Recommendation, recommend
 from tf_metagrad.training import train
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "MetaGradient",
     "MetaLearner",
+    "Recommendation",
     "Solution",
     "Task",
     "bounds",
+    "compare_estimators",
     "data",
     "estimate_smoothness",
     "estimators",
@@ -22,5 +28,6 @@ __all__ = [
     "inner",
     "models",
     "optimizers",
+    "recommend",
     "train",
 ]

@@ -9,6 +9,7 @@ The same choice serves the tasks of a batch and the parallel HVPs of BinomMAML. 
 | `"loop"`      | one call for each task; TensorFlow runs several at once | some tasks | convolutions on a CPU      |
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -104,13 +105,18 @@ class Compiled:
         key = tuple(tf.nest.flatten(specs))
         if key not in self._made:
             concrete = self.plain.get_concrete_function(*specs)
-            call = tf.function(lambda *a: concrete(*a), autograph=False, jit_compile=True)
+            # a partial: TensorFlow takes the lambdas of one line for one function that is always retraced, and warns
+            call = tf.function(functools.partial(_call, concrete), autograph=False, jit_compile=True)
             self._made[key] = (call if self.jit_compile else concrete), concrete.structured_outputs
         return self._made[key]
 
     def __call__(self, *args: Any) -> Any:
         """Run the function on tensors."""
         return self.trace(*args)[0](*args)
+
+
+def _call(function: Callable, *args: Any) -> Any:
+    return function(*args)
 
 
 def map_over(function: Callable, elements: Any, tasks: str) -> Any:

@@ -1,7 +1,7 @@
-"""The flags of `train.py`, in groups, and each task's defaults. It imports no TensorFlow, so that --help is quick."""
+"""The flags of the scripts, in groups, and each task's defaults. It imports no TensorFlow, so that --help is quick."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -25,8 +25,9 @@ DEFAULTS = {
 }  # fmt: skip
 ESTIMATOR = "BinomMAML(truncation=2)"
 
-# The groups of --help. The first three are the run's configuration; what is in RUN may change from call to call.
-GROUPS = TASK, ADAPTATION, TRAINING, RUN = "Task", "Adaptation", "Training", "Run"
+# The groups of train.py's --help. The first three are the run's configuration; what is in RUN and FILES may change from
+# call to call. compare.py shares TASK, ADAPTATION and FILES.
+GROUPS = TASK, ADAPTATION, TRAINING, RUN, FILES = "Task", "Adaptation", "Training", "Run", "Files"
 
 
 def _by_task(define: Callable, name: str, text: str, **options: Any) -> None:
@@ -40,6 +41,10 @@ _by_task(flags.DEFINE_integer, "shots", "Support examples of a class", lower_bou
 _by_task(flags.DEFINE_integer, "queries", "Query examples of a class", lower_bound=1, module_name=TASK)
 _by_task(flags.DEFINE_integer, "filters", "Filters of each convolution", lower_bound=1, module_name=TASK)
 _by_task(flags.DEFINE_bool, "pool", "2x2 max-pooling; --nopool: convolutions of stride 2", module_name=TASK)
+_by_task(flags.DEFINE_integer, "meta_batch", "Tasks in a meta-update", lower_bound=1, module_name=TASK)
+flags.DEFINE_integer(
+    "seed", 0, "Seed of the weights, of the tasks, and of layers such as Dropout.", 0, module_name=TASK
+)
 
 flags.DEFINE_list(
     "adapt", ["all"], "Names of the layers that adapt; the others are shared by all tasks.", module_name=ADAPTATION
@@ -54,6 +59,13 @@ flags.DEFINE_enum(
     "learn_rates", "none", ["none", "scalar", "per_layer_and_step", "per_parameter"],
     "Learn the step sizes with the initialisation, from --inner_learning_rate on.", module_name=ADAPTATION,
 )  # fmt: skip
+flags.DEFINE_enum(
+    "execution", "auto", ["auto", "vectorize", "map", "loop"], "How the tasks of a batch are run.",
+    module_name=ADAPTATION,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "jit_compile", "auto", ["auto", "true", "false"], "Whether XLA compiles the step.", module_name=ADAPTATION
+)
 
 flags.DEFINE_string(
     "estimator", None, f"Meta-gradient, such as MAML or TruncMAML(1) [{ESTIMATOR}].", module_name=TRAINING
@@ -63,7 +75,6 @@ flags.DEFINE_string(
     module_name=TRAINING,
 )  # fmt: skip
 _by_task(flags.DEFINE_integer, "steps", "Number of meta-updates", lower_bound=1, module_name=TRAINING)
-_by_task(flags.DEFINE_integer, "meta_batch", "Tasks in a meta-update", lower_bound=1, module_name=TRAINING)
 _by_task(flags.DEFINE_float, "meta_learning_rate", "Adam's learning rate", lower_bound=0, module_name=TRAINING)
 flags.DEFINE_bool(
     "cosine_decay", True, "Let Adam's learning rate fall to a hundredth by a half cosine.", module_name=TRAINING
@@ -73,40 +84,33 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_integer("validation_tasks", 40, "Tasks of each validation.", 1, module_name=TRAINING)
 flags.DEFINE_integer("evaluation_tasks", 600, "Unseen tasks of the final evaluation.", 2, module_name=TRAINING)
-flags.DEFINE_integer(
-    "seed", 0, "Seed of the weights, of the tasks, and of layers such as Dropout.", 0, module_name=TRAINING
-)
-flags.DEFINE_enum(
-    "execution", "auto", ["auto", "vectorize", "map", "loop"], "How the tasks of a batch are run.",
-    module_name=TRAINING,
-)  # fmt: skip
-flags.DEFINE_enum(
-    "jit_compile", "auto", ["auto", "true", "false"], "Whether XLA compiles the step.", module_name=TRAINING
-)
 
-flags.DEFINE_string("output", None, "Output folder [runs/<task>].", module_name=RUN)
-flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps its datasets.", module_name=RUN)
-flags.DEFINE_bool("download", False, "Fetch the dataset where it is missing.", module_name=RUN)
 flags.DEFINE_list("profile_steps", None, "First and last step of a TensorBoard profile, as 20,25.", module_name=RUN)
 flags.DEFINE_integer("verbose", 1, "1: progress bar, 2: a line for each epoch, 0: results only.", 0, 2, module_name=RUN)
 
+flags.DEFINE_string(
+    "output", None, "Output folder [runs/<task>; of compare.py: runs/compare-<task>].", module_name=FILES
+)
+flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps its datasets.", module_name=FILES)
+flags.DEFINE_bool("download", False, "Fetch the dataset where it is missing.", module_name=FILES)
 
-def parse(argv: list[str], documentation: str) -> list[str]:
+
+def parse(argv: list[str], documentation: str, groups: Sequence[str] = GROUPS) -> list[str]:
     """Parse the command line; where it asks for help, print the documentation and the groups of flags, and exit."""
     if {"--help", "-help", "--helpshort", "-h", "-?"} & set(argv[1:]):
-        print(documentation, *(flags.FLAGS.module_help(group) for group in GROUPS), sep="\n")
+        print(documentation, *(flags.FLAGS.module_help(group) for group in groups), sep="\n")
         sys.exit()
     return app.parse_flags_with_usage(argv)
 
 
 def read() -> tuple[Settings, Settings]:
-    """Return the run's configuration, with the task's defaults for flags that were not given, and the options of RUN.
+    """Return the run's configuration, with the task's defaults for flags not given, and the options of RUN and FILES.
 
     Raises:
         ValueError: flags that do not go together.
     """
     values = {group: {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(group)} for group in GROUPS}
-    options = values.pop(RUN)
+    options = values.pop(RUN) | values.pop(FILES)
     settings = {name: value for group in values.values() for name, value in group.items()}
     options["profile_steps"] = _window(options["profile_steps"])
     defaults = DEFAULTS[settings["task"]]

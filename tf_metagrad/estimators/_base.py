@@ -14,8 +14,15 @@ class Estimator(abc.ABC):
     """A meta-gradient estimator: a frozen value that turns a `Problem` into an `Estimate`.
 
     A new estimator is one new file beside this one: a frozen dataclass, registered with
-    `keras.saving.register_keras_serializable(package="tf_metagrad")`, that implements `estimate`.
+    `keras.saving.register_keras_serializable(package="tf_metagrad")`, that implements `estimate`; made with
+    `repr=False`, for the short form that `Estimator` gives.
     """
+
+    def __repr__(self) -> str:
+        """Return the call that makes an equal value, with whole numbers and what differs from the default."""
+        values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        shown = [f"{field.name}={v!r}" for field, v in values if type(v) is int or v != field.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     @abc.abstractmethod
     def estimate(self, problem: Problem) -> Estimate:

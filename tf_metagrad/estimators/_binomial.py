@@ -61,7 +61,7 @@ def binomial(problem: Problem, path: Path, query_gradient: Params, truncation: i
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class BinomMAML(Estimator):
     """The binomial expansion of the exact meta-gradient, cut at order `truncation`, with parallel HVPs.
 
@@ -106,7 +106,7 @@ class BinomMAML(Estimator):
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class BinomTruncMAML(Estimator):
     """The binomial expansion over the last `horizon` Hessians; horizon = K is Binom, horizon = L is Trunc.
 

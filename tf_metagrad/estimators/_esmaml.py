@@ -25,7 +25,7 @@ from tf_metagrad.inner import InnerOptimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ESMAML(Estimator):
     """The gradient of the smoothed loss, from function values only; the baseline, not a recommendation.
 

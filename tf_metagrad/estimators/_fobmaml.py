@@ -127,7 +127,7 @@ def tangent(problem: Problem) -> Estimate:
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FOBMAML(Estimator):
     """The derivative of the perturbed inner solution: first-order, as exact as the solution and the stencil are.
 

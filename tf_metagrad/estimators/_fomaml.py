@@ -17,7 +17,7 @@ from tf_metagrad.inner import InnerOptimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FOMAML(Estimator):
     """The query gradient at the adapted weights, taken as if the support gradients did not depend on theta.
 

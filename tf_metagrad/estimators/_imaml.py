@@ -25,7 +25,7 @@ from tf_metagrad.inner import InnerOptimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class IMAML(Estimator):
     """The meta-gradient of the proximal solution, by an iterative linear solver.
 

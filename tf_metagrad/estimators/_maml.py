@@ -72,7 +72,7 @@ def multi_step(problem: Problem, path: Path, query: Query, step_weights: tuple[f
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MAML(Estimator):
     """The exact meta-gradient, by mixed-mode autodiff (memory flat in the steps) or by the unrolled tape.
 

@@ -23,7 +23,7 @@ from tf_metagrad.inner import InnerOptimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Reptile(Estimator):
     """Move the initialisation towards the adapted weights.
 

@@ -16,7 +16,7 @@ def parse(text: str) -> Estimator:
 
     Example:
         >>> parse("BinomMAML(truncation=2)")
-        BinomMAML(truncation=2, rescale=False)
+        BinomMAML(truncation=2)
     """
     try:
         return _estimator(ast.parse(text.strip(), mode="eval").body)

@@ -57,7 +57,7 @@ def _totals(problem: Problem, path: Path, adjoint: Adjoint) -> tuple[Params, Par
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TruncMAML(Estimator):
     """Backpropagate through the last `truncation` inner steps and treat the earlier ones as constant.
 
