@@ -166,7 +166,7 @@ def test_examples_of_the_help_are_valid(script):
 def test_a_flag_left_out_takes_the_tasks_default(script):
     settings, options = script.read("--task=omniglot", "--shots=5", "--profile_steps=2,4", "--output=x")
     assert settings["ways"] == 5 and settings["shots"] == 5 and settings["steps"] == 4000 and settings["pool"] is True
-    assert settings["estimator"] == "BinomMAML(truncation=2)" and settings["schedule"] is None
+    assert settings["estimator"] == "MAML" and settings["schedule"] is None
     assert options["profile_steps"] == (2, 4) and options["output"] == "x" and not options.keys() & settings.keys()
     assert script.read("--task=omniglot", "--nopool")[0]["pool"] is False
     assert not {"ways", "filters", "pool"} & script.read("--task=sinusoid")[0].keys()
@@ -175,7 +175,7 @@ def test_a_flag_left_out_takes_the_tasks_default(script):
 
 def test_settings_reach_the_learner(script):
     settings, _ = script.read(
-        "--ways=4", "--inner_steps=3", "--inner_learning_rate=0.5", "--learn_rates=per_layer_and_step",
+        "--ways=4", "--inner_steps=3", "--inner_learning_rate=0.5", "--learn=per_layer_and_step",
         "--execution=map", "--jit_compile=true", "--steps=10", "--meta_learning_rate=0.25",
         "--schedule=0: TruncMAML(1), 5: MAML",
     )  # fmt: skip
@@ -192,6 +192,27 @@ def test_settings_reach_the_learner(script):
     learner = script.pipeline.make_learner(settings, mg.estimators.FOMAML())
     assert learner.adapting_weights.shapes == [tuple(v.shape) for v in learner.model.layers[-1].trainable_variables]
     assert float(learner.optimizer.learning_rate) == pytest.approx(3e-3)
+
+
+@pytest.mark.parametrize(
+    "flags, inner",
+    [
+        (["--inner=momentum", "--learn=scalar"], mg.inner.Momentum(5, 0.1, "scalar")),
+        (["--inner=nesterov"], mg.inner.Momentum(5, 0.1, nesterov=True)),
+        (["--inner=rmsprop"], mg.inner.RMSprop(5, 0.1)),
+        (["--inner=adam"], mg.inner.Adam(5, 0.1)),
+        (
+            ["--inner=proximal", "--proximal_weight=3", "--inner_tolerance=0.5", "--learn=weight"],
+            mg.inner.ProximalGradientDescent(5, 0.1, 3.0, 0.5, "weight"),
+        ),
+    ],
+)
+def test_inner_and_meta_optimizers_reach_the_learner(script, flags, inner):
+    settings, _ = script.read(*flags, "--meta_optimizer=sngdm", "--clipnorm=2")
+    keras.utils.clear_session()
+    learner = script.pipeline.make_learner(settings, mg.estimators.MAML())
+    assert learner.inner == inner
+    assert type(learner.optimizer) is mg.optimizers.SNGDM and learner.optimizer.global_clipnorm == 2
 
 
 def test_streams_of_tasks_differ_by_split_and_seed(script):
@@ -301,11 +322,17 @@ def test_a_folder_that_is_not_a_run_is_left_alone(script, tmp_path, obstacle):
     [
         (["--estimator=MAMLL"], "Unknown estimator. Received: 'MAMLL'. Known: BinomMAML"),
         (["--estimator=BinomMAML(9)"], "at most the number of inner steps. Received: truncation=9 with steps=2."),
-        (["--estimator=Reptile", "--learn_rates=scalar"], "Reptile has no gradient for a learned hyperparameter."),
+        (["--estimator=Reptile", "--learn=scalar"], "Reptile has no gradient for a learned hyperparameter."),
         (["--adapt=nolayer"], "`adapt` must name layers .* Received: 'nolayer'. The model 'mlp' has: dense"),
         (["--adapt="], "`adapt` must be"),
         (["--inner_learning_rate=0"], "`learning_rate` must be a positive number."),
-        (["--inner_learning_rate=1e25"], "The query loss is .* at step 0 with FOMAML"),
+        (
+            ["--inner_learning_rate=1e25"],
+            "The inner loop of task 0 diverged at step 0 with FOMAML(): the loss after .* inner steps is not",
+        ),
+        (["--estimator=FOBMAML"], "FOBMAML needs an inner problem with a proximal term"),
+        (["--learn=weight"], "--learn=weight mean something to --inner=proximal only."),
+        (["--inner=proximal", "--proximal_weight=0"], "`weight` must be a positive number."),
         (["--schedule=FOMAML"], 'A schedule is steps with estimators, such as "0: FOMAML'),
         (["--schedule=5: FOMAML"], "--schedule must begin at step 0 and swap before the end, --steps=2000. Received"),
         (["--schedule=0: FOMAML, 2000: MAML"], "--schedule must begin at step 0 and swap before the end"),

@@ -12,7 +12,12 @@ def check_finite_path(diagnostics: dict[str, Any], inner: InnerOptimizer, where:
     failed = np.atleast_1d(np.asarray(diagnostics["inner_failed_step"]))
     if (failed >= 0).any():
         task = int(np.argmax(failed >= 0))
-        weight = f" (with weight={inner.weight}, steps of at most 2 / (weight + H) converge)" if inner.proximal else ""
+        if failed[task] == inner.steps:
+            raise FloatingPointError(
+                f"The query loss of task {task} is not finite{where}, though the {inner.steps} support losses "
+                f"before it are. Lower the inner `learning_rate`, now {inner.learning_rate}, or the meta-optimizer's."
+            )
+        weight = f" (with weight={inner.weight}, steps below 2 / (weight + H) converge)" if inner.proximal else ""
         raise FloatingPointError(
             f"The inner loop of task {task} diverged{where}: the loss after {int(failed[task])} of {inner.steps} inner "
             f"steps is not finite. Lower the inner `learning_rate`, now {inner.learning_rate}{weight}."

@@ -120,13 +120,17 @@ def _run_epoch(
         _diagnostics.check_finite_path(diagnostics, learner.inner, f" at step {step} with {learner.estimator}")
         if not warned and (warned := _diagnostics.shortfalls(diagnostics, learner.inner, learner.estimator)):
             logging.warning("Step %d: %s (Said once an epoch.)", step, " ".join(warned))
-        total += _finite("query loss", float(loss), learner, step)
+        total += float(loss)
         logs = {"loss": total / count, **{name: float(value) for name, value in metrics.items()}}
         callbacks.on_train_batch_end(step - epoch_start, logs)
         if learner.stop_training:
             break
     size = sum(float(tf.reduce_sum(tf.abs(v))) for v in learner.meta_variables)
-    _finite("sum of the weights", size, learner, step)
+    if not math.isfinite(size):
+        raise FloatingPointError(
+            f"The sum of the weights is {size} at step {step} with {learner.estimator}. Lower the inner learning rate "
+            f"({learner.inner.learning_rate}) or the meta-optimizer's; checkpoints of earlier steps are intact."
+        )
     return step + 1, logs
 
 
@@ -155,15 +159,6 @@ def _next(learner: MetaLearner, stream: Iterator[Task], step: int) -> Task:
             "Use `.repeat()`, or fewer `steps`."
         )
     return learner.check_tasks(batch)
-
-
-def _finite(name: str, value: float, learner: MetaLearner, step: int) -> float:
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"The {name} is {value} at step {step} with {learner.estimator}. Lower the inner learning rate "
-            f"({learner.inner.learning_rate}) or the meta-optimizer's; checkpoints of earlier steps are intact."
-        )
-    return value
 
 
 def _check(learner, tasks, steps, epoch_steps, profile_steps, directory) -> None:

@@ -27,24 +27,45 @@ def make_schedule(settings: Settings) -> dict[int, mg.estimators.Estimator]:
     return schedule
 
 
+def make_inner(settings: Settings) -> mg.inner.InnerOptimizer:
+    """Return the inner optimiser."""
+    learn = None if settings["learn"] == "none" else settings["learn"]
+    common = {"steps": settings["inner_steps"], "learning_rate": settings["inner_learning_rate"], "learn": learn}
+    kind = settings["inner"]
+    if kind == "proximal":
+        return mg.inner.ProximalGradientDescent(
+            **common, weight=settings["proximal_weight"], tolerance=settings["inner_tolerance"]
+        )
+    if kind in ("momentum", "nesterov"):
+        return mg.inner.Momentum(**common, nesterov=kind == "nesterov")
+    kinds = {"gradient_descent": mg.inner.GradientDescent, "rmsprop": mg.inner.RMSprop, "adam": mg.inner.Adam}
+    return kinds[kind](**common)
+
+
+def make_optimizer(settings: Settings) -> keras.optimizers.Optimizer:
+    """Return the meta-optimizer."""
+    rate = settings["meta_learning_rate"]
+    if settings["cosine_decay"]:
+        rate = keras.optimizers.schedules.CosineDecay(rate, settings["steps"], alpha=0.01)
+    kinds = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD, "sngdm": mg.optimizers.SNGDM}
+    return kinds[settings["meta_optimizer"]](rate, global_clipnorm=settings["clipnorm"])
+
+
 def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaLearner:
     """Return the compiled learner that the settings describe."""
     keras.utils.set_random_seed(settings["seed"])
     model, loss, metrics = TASKS[settings["task"]].make_model(settings)
-    learn = None if settings["learn_rates"] == "none" else settings["learn_rates"]
     learner = mg.MetaLearner(
         model,
         loss,
-        mg.inner.GradientDescent(settings["inner_steps"], settings["inner_learning_rate"], learn),
+        make_inner(settings),
         estimator,
         adapt="all" if settings["adapt"] == ["all"] else settings["adapt"],
+        normalization=settings["normalization"],
         execution=settings["execution"],
         jit_compile={"auto": "auto", "true": True, "false": False}[settings["jit_compile"]],
     )
-    rate = settings["meta_learning_rate"]
-    if settings["cosine_decay"]:
-        rate = keras.optimizers.schedules.CosineDecay(rate, settings["steps"], alpha=0.01)
-    learner.compile(keras.optimizers.Adam(rate), metrics=metrics)
+    learner.compile(make_optimizer(settings), metrics=metrics)
     return learner
 
 

@@ -23,7 +23,7 @@ DEFAULTS = {
         meta_learning_rate=2e-3, filters=64, pool=True,
     ),
 }  # fmt: skip
-ESTIMATOR = "BinomMAML(truncation=2)"
+ESTIMATOR = "MAML"
 
 # The groups of train.py's --help. The first three are the run's configuration; what is in RUN and FILES may change from
 # call to call. compare.py shares TASK, ADAPTATION and FILES.
@@ -56,8 +56,23 @@ _by_task(
     flags.DEFINE_float, "inner_learning_rate", "alpha, size of a gradient step", lower_bound=0, module_name=ADAPTATION
 )
 flags.DEFINE_enum(
-    "learn_rates", "none", ["none", "scalar", "per_layer_and_step", "per_parameter"],
-    "Learn the step sizes with the initialisation, from --inner_learning_rate on.", module_name=ADAPTATION,
+    "inner", "gradient_descent", ["gradient_descent", "momentum", "nesterov", "rmsprop", "adam", "proximal"],
+    "Inner optimiser; IMAML and FOBMAML need proximal.", module_name=ADAPTATION,
+)  # fmt: skip
+flags.DEFINE_float(
+    "proximal_weight", 2.0, "lambda, the pull towards the initialisation; of --inner=proximal.", 0,
+    module_name=ADAPTATION,
+)  # fmt: skip
+flags.DEFINE_float(
+    "inner_tolerance", 0.0, "Gradient norm at which a task stops; of --inner=proximal.", 0, module_name=ADAPTATION
+)
+flags.DEFINE_enum(
+    "learn", "none", ["none", "scalar", "per_layer_and_step", "per_parameter", "weight"],
+    "Learn step sizes (or lambda: weight) with the initialisation, from the given values on.", module_name=ADAPTATION,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "normalization", "batch", ["batch", "stored", "per_step"], "What batch normalisation uses.",
+    module_name=ADAPTATION,
 )  # fmt: skip
 flags.DEFINE_enum(
     "execution", "auto", ["auto", "vectorize", "map", "loop"], "How the tasks of a batch are run.",
@@ -75,9 +90,15 @@ flags.DEFINE_string(
     module_name=TRAINING,
 )  # fmt: skip
 _by_task(flags.DEFINE_integer, "steps", "Number of meta-updates", lower_bound=1, module_name=TRAINING)
-_by_task(flags.DEFINE_float, "meta_learning_rate", "Adam's learning rate", lower_bound=0, module_name=TRAINING)
+flags.DEFINE_enum("meta_optimizer", "adam", ["adam", "sgd", "sngdm"], "Meta-optimizer.", module_name=TRAINING)
+_by_task(
+    flags.DEFINE_float, "meta_learning_rate", "The meta-optimizer's learning rate", lower_bound=0, module_name=TRAINING
+)
+flags.DEFINE_float(
+    "clipnorm", None, "Largest norm of the meta-gradient; with sgd this is ClippedGD.", 0, module_name=TRAINING
+)
 flags.DEFINE_bool(
-    "cosine_decay", True, "Let Adam's learning rate fall to a hundredth by a half cosine.", module_name=TRAINING
+    "cosine_decay", True, "Let the learning rate fall to a hundredth by a half cosine.", module_name=TRAINING
 )
 flags.DEFINE_integer(
     "epoch_steps", 100, "Meta-updates between validations, each with a checkpoint.", 1, module_name=TRAINING
@@ -127,6 +148,8 @@ def read() -> tuple[Settings, Settings]:
             f"--estimator={settings['estimator']!r}, --schedule={settings['schedule']!r}. "
             "Put the estimator into the schedule, at step 0."
         )
+    if settings["inner"] != "proximal" and (settings["inner_tolerance"] or settings["learn"] == "weight"):
+        raise ValueError("--inner_tolerance and --learn=weight mean something to --inner=proximal only. Add it.")
     return {name: defaults.get(name) if value is None else value for name, value in settings.items()}, options
 
 

@@ -1,10 +1,11 @@
 """Meta-train an initialisation, judge it on unseen tasks, and save it.
 
-  python train/train.py                                        MNIST-1D, 3-way 5-shot, BinomMAML(truncation=2)
+  python train/train.py                                        MNIST-1D, 3-way 5-shot, exact MAML
   python train/train.py --task=sinusoid --estimator=MAML       regression of sine waves
   python train/train.py --task=omniglot --ways=20 --shots=5    Omniglot; --download fetches it
   python train/train.py --schedule="0: FOMAML, 300: MAML"      cheap gradients first, then exact ones
   python train/train.py --adapt=head                           ANIL: only the layer named `head` adapts
+  python train/train.py --inner=proximal --estimator=FOBMAML   first-order, by perturbed inner problems
 
 The output folder holds config.json, history.csv, curve.png, result.json, checkpoints/, logs/ (TensorBoard) and
 saved_model/. The same command on the same folder goes on from the last checkpoint; another configuration is refused.
