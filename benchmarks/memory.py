@@ -1,6 +1,6 @@
-"""Peak resident memory of one exact meta-gradient, mixed-mode against the unrolled tape, each in a fresh process.
+"""Peak resident memory of one meta-gradient, each in a fresh process.
 
-  python benchmarks/memory.py [--steps=5,20,50] [--tasks=1]
+  python benchmarks/memory.py [--estimators="MAML;FOBMAML"] [--steps=5,20,50] [--tasks=1]
 
 The figure is the peak of the process during two meta-gradients less its size before the first, and so holds the
 compiled graph too; one task, so that the inner loop alone is seen.
@@ -16,6 +16,9 @@ import sys
 
 from absl import app, flags
 
+_ESTIMATORS = flags.DEFINE_string(
+    "estimators", 'FOMAML;FOBMAML;FOBMAML("tangent");IMAML;MAML;MAML("unrolled")', "Separated by semicolons."
+)
 _STEPS = flags.DEFINE_list("steps", ["5", "20", "50"], "Inner steps K.")
 _TASKS = flags.DEFINE_integer("tasks", 1, "Tasks, run one after the other.")
 _ONE = flags.DEFINE_string("one", None, "Measure this estimator in this process.")
@@ -44,10 +47,9 @@ def main(argv: list[str]) -> None:
     if _ONE.value:
         print(f"{measure(_ONE.value, int(_STEPS.value[0]), _TASKS.value):.0f}")
         return
-    modes = ["FOMAML()", 'MAML(mode="mixed")', 'MAML(mode="unrolled")']
     print("| peak (MiB) | " + " | ".join(f"K = {k}" for k in _STEPS.value) + " |")
     print("|---" * (1 + len(_STEPS.value)) + "|")
-    for mode in modes:
+    for mode in _ESTIMATORS.value.split(";"):
         command = [sys.executable, __file__, f"--one={mode}", f"--tasks={_TASKS.value}"]
         peaks = [subprocess.check_output([*command, f"--steps={k}"], text=True).split()[-1] for k in _STEPS.value]
         print(f"| {mode} | " + " | ".join(peaks) + " |", flush=True)

@@ -7,13 +7,16 @@ import tf_metagrad as mg
 
 
 def omniglot(estimator: mg.estimators.Estimator, steps: int = 5, tasks: int = 4, pool: bool = True, **options):
-    """Return `(learner, batch of tasks)`."""
+    """Return `(learner, batch of tasks)`; estimators of the proximal solution get a proximal inner optimiser."""
+    inner = mg.inner.GradientDescent(steps, 0.1)
+    if isinstance(estimator, mg.estimators.IMAML | mg.estimators.FOBMAML):
+        inner = mg.inner.ProximalGradientDescent(steps, 0.1, weight=2.0)
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     learner = mg.MetaLearner(
         mg.models.conv2d(ways=5, pool=pool),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        mg.inner.GradientDescent(steps, 0.1),
+        inner,
         estimator,
         **options,
     )

@@ -333,7 +333,9 @@ def test_a_large_inner_learning_rate_is_named():
         mg.models.mlp(hidden=(4,)), "mse", mg.inner.GradientDescent(3, 1e20), FOMAML(), jit_compile=False
     )
     learner.compile()
-    with pytest.raises(FloatingPointError, match=r"task 0 diverged at step 0 with FOMAML\(\).*`learning_rate`, now 1e\+20"):
+    with pytest.raises(
+        FloatingPointError, match=r"task 0 diverged at step 0 with FOMAML\(\).*`learning_rate`, now 1e\+20"
+    ):
         train(learner)
 
 
