@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_metagrad import inner as mg_inner  # for the names of the values only
+from tf_metagrad import inner as mg_inner
 
 Vectors = list[np.ndarray]
 

@@ -26,7 +26,7 @@ RULES = {
     "rmsprop": lambda learn: RMSprop(K, 0.03, learn, 0.7),
     "adam": lambda learn: Adam(K, 0.05, learn, 0.8, 0.9),
     "proximal": lambda learn: ProximalGradientDescent(K, 0.2, 1.5, learn=learn),
-    "tolerant": lambda learn: ProximalGradientDescent(K, 0.3, 1.5, 0.06, learn),
+    "tolerant": lambda learn: ProximalGradientDescent(K, 0.3, 1.5, 0.145, learn),
 }
 HEAD, ALL = [2, 3], [0, 1, 2, 3]
 

@@ -10,7 +10,7 @@ from test_exactness import CROSSENTROPY, check_against_differences
 
 import tf_metagrad as mg
 from tf_metagrad.estimators import IMAML, MAML, Reptile
-from tf_metagrad.inner import Adam, GradientDescent, Momentum, ProximalGradientDescent, RMSprop
+from tf_metagrad.inner import Adam, ProximalGradientDescent, RMSprop
 
 
 class Idle(keras.Model):
@@ -35,13 +35,13 @@ def idle_tasks():
 
 
 @pytest.mark.parametrize(
-    "inner", [Adam(3, 0.05, epsilon=1e-4), RMSprop(3, 0.03, epsilon=1e-5), Adam(3, 0.05, "per_parameter")], ids=str
+    "inner", [Adam(3, 0.05, epsilon=0.01), RMSprop(3, 0.03, epsilon=1e-4), Adam(3, 0.05, "per_parameter", epsilon=0.01)]
 )
 def test_weights_without_gradient(float64, inner):
     model, tasks = Idle(), idle_tasks()
     model(tasks.support_x[0])
     learner = mg.MetaLearner(model, CROSSENTROPY, inner, execution="map", jit_compile=False)
-    check_against_differences(learner, tasks, tolerance=1e-7)
+    check_against_differences(learner, tasks, tolerance=1e-7, step=1e-5)  # Adam bends within epsilon of G = 0
     learner.estimator = MAML()
     values = [g.numpy() for g in learner.meta_gradient(tasks).gradients[: len(model.trainable_variables)]]
     assert all(np.isfinite(v).all() for v in values)
@@ -89,7 +89,7 @@ def regression(inner, estimator=None, **options):
 @pytest.mark.parametrize("estimator", [MAML(), Reptile(), IMAML(iterations=3)], ids=str)
 def test_tasks_stop_one_by_one(float64, estimator, way):
     """Task 2 hits the cap; the others reach the tolerance after other numbers of steps. Each is as it is alone."""
-    inner = ProximalGradientDescent(14, 0.07, 2.0, 0.02)
+    inner = ProximalGradientDescent(14, 0.1, 2.0, 0.1)
     learner, tasks = regression(inner, estimator, execution=way)
     runs = [
         run([v.numpy() for v in learner.model.trainable_variables]) for run in loops(learner, tasks, linear_net, [0])
@@ -101,14 +101,14 @@ def test_tasks_stop_one_by_one(float64, estimator, way):
     alone = [learner.meta_gradient(mg.Task(*[t[i : i + 1] for t in tasks])) for i in range(3)]
     assert relative_error(result.gradients, [np.mean([ravel(one.gradients) for one in alone], axis=0)]) < 1e-12
     if type(estimator) is Reptile:  # divides by the steps that were taken
-        moved = [(run.norms and learner.model.get_weights()[0] - run.weights[0]) / (0.07 * run.taken) for run in runs]
+        moved = [(w0 - run.weights[0]) / (0.1 * run.taken) for run in runs]
         assert relative_error(result.gradients, [np.mean(moved, axis=0)]) < 1e-12
     for i, run in enumerate(runs):
         solution = learner.solve(tasks.support_x[i], tasks.support_y[i])
         assert relative_error(solution.weights, run.weights) < 1e-12
         assert solution.steps == run.taken
         assert solution.stopped_by == ("steps" if run.taken == 14 else "tolerance")
-        assert (solution.residual <= 0.02) == (solution.stopped_by == "tolerance")
+        assert (solution.residual <= 0.1) == (solution.stopped_by == "tolerance")
         np.testing.assert_allclose(solution.residual, run.residual, rtol=1e-10)
 
 

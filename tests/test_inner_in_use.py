@@ -58,7 +58,7 @@ BAD_OWN = [
     (ProximalGradientDescent, "weight", (0, -2, np.inf), "`weight` must be a positive number. Received: weight="),
     (ProximalGradientDescent, "tolerance", (-1, np.nan, True, None), "`tolerance` must be a positive .* Received: "),
     (ProximalGradientDescent, "learn", ("scalar", 1), '`learn` must be None or "weight". Received: learn='),
-    (ProximalGradientDescent, "weight", (200.0, 500), "`learning_rate` times `weight` must be below 2.*Received: .*Lower"),
+    (ProximalGradientDescent, "weight", (200.0, 500), "`learning_rate` times `weight` must be below 2.* Received: .*"),
 ]  # fmt: skip
 
 
@@ -133,10 +133,24 @@ def test_the_task_that_diverges_is_named(float64, inner, way):
     assert "at step 0 with MAML" in str(error.value)
 
 
+def test_a_loop_that_diverges_at_its_last_step_is_named(float64):
+    """G_0 is finite, and what the step leads to is not."""
+    learner, tasks = regression(Momentum(1, 1.5e308))
+    tasks.support_x[:2] *= 1e-300
+    with pytest.raises(
+        FloatingPointError, match="loop of task 2 diverged.*query loss.* Lower the inner `learning_rate`"
+    ):
+        learner.meta_gradient(tasks)
+    with pytest.raises(
+        FloatingPointError, match="loop of task 0 diverged.*adapted weights.* Lower the inner `learning_"
+    ):
+        learner.adapt(tasks.support_x[2], tasks.support_y[2])
+
+
 @pytest.mark.parametrize("inner", [Adam(3, 0.1), ProximalGradientDescent(20, 0.1, 1.5, 0.3)], ids=str)
 def test_saved_models_adapt_as_the_learner_does(inner, tmp_path):
     layers = [keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)]
-    learner = mg.MetaLearner(keras.Sequential([keras.Input((3,)), *layers]), "mse", inner)
+    learner = mg.MetaLearner(keras.Sequential([keras.Input((3,)), *layers]), "mse", inner, jit_compile=False)
     served = tf.saved_model.load(mg.export(learner, tmp_path / "model")).signatures["adapt_and_predict"]
     rng = np.random.default_rng(0)
     for size in (4, 9):

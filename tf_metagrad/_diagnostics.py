@@ -1,5 +1,6 @@
 """What is said of solvers that failed or fell short; see `Problem.diagnostics` for the names."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,18 @@ def check_finite_path(diagnostics: dict[str, Any], inner: InnerOptimizer, where:
         raise FloatingPointError(
             f"The inner loop of task {task} diverged{where}: the gradient at inner step {int(failed[task])} of "
             f"{inner.steps} is not finite. Lower the inner `learning_rate`, now {inner.learning_rate}{weight}."
+        )
+
+
+def check_finite_end(name: str, values: Sequence[Any], inner: InnerOptimizer, where: str) -> None:
+    """Raise `FloatingPointError` where the last step of a task's inner loop led to values that are not finite."""
+    rows = [np.reshape(v, [len(v), -1]) for v in values]
+    failed = ~np.all([np.isfinite(row).all(axis=1) for row in rows], axis=0)
+    if failed.any():
+        raise FloatingPointError(
+            f"The inner loop of task {int(np.argmax(failed))} diverged{where}: the {name} after inner step "
+            f"{inner.steps - 1} of {inner.steps} not finite. Lower the inner `learning_rate`, now "
+            f"{inner.learning_rate}."
         )
 
 
