@@ -26,9 +26,8 @@ def check_finite_end(name: str, values: Sequence[Any], inner: InnerOptimizer, wh
     failed = ~np.all([np.isfinite(row).all(axis=1) for row in rows], axis=0)
     if failed.any():
         raise FloatingPointError(
-            f"The inner loop of task {int(np.argmax(failed))} diverged{where}: the {name} after inner step "
-            f"{inner.steps - 1} of {inner.steps} not finite. Lower the inner `learning_rate`, now "
-            f"{inner.learning_rate}."
+            f"The inner loop of task {int(np.argmax(failed))} diverged{where}: after the last of {inner.steps} inner "
+            f"steps {name} not finite. Lower the inner `learning_rate`, now {inner.learning_rate}."
         )
 
 

@@ -198,7 +198,7 @@ class MetaLearner(keras.Model):
         function = self._gradient_function()
         gradients, losses, predictions, diagnostics = function(tasks, tf.constant(seed, tf.int64))
         _diagnostics.check_finite_path(diagnostics, self.inner, f" with {self.estimator}")
-        _diagnostics.check_finite_end("query loss", [losses], self.inner, f" with {self.estimator}")
+        _diagnostics.check_finite_end("the query loss is", [losses], self.inner, f" with {self.estimator}")
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
             logging.warning(shortfall)
         metrics = self.metrics_of(tasks.query_y, predictions)
@@ -232,7 +232,7 @@ class MetaLearner(keras.Model):
         function = self.compiled_function("adapt", inner, lambda t, s: self.run_tasks(body, t, s, inner=inner)[1])
         adapted, taken, residual, failed = function(batch, tf.constant(seed, tf.int64))
         _diagnostics.check_finite_path({"inner_failed_step": failed}, inner, "")
-        _diagnostics.check_finite_end("adapted weights", adapted, inner, "")
+        _diagnostics.check_finite_end("the adapted weights are", adapted, inner, "")
         stopped_by = "tolerance" if inner.tolerance and residual[0] <= inner.tolerance else "steps"
         weights = self.full_weights([phi[0] for phi in adapted])
         return Solution(weights, int(taken[0]), float(residual[0]), stopped_by)
