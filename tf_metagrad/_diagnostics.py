@@ -13,10 +13,9 @@ def check_finite_path(diagnostics: dict[str, Any], inner: InnerOptimizer, where:
     failed = np.atleast_1d(np.asarray(diagnostics["inner_failed_step"]))
     if (failed >= 0).any():
         task = int(np.argmax(failed >= 0))
-        weight = f" (with weight={inner.weight}, steps of at most 2 / (weight + H) converge)" if inner.proximal else ""
         raise FloatingPointError(
             f"The inner loop of task {task} diverged{where}: the gradient at inner step {int(failed[task])} of "
-            f"{inner.steps} is not finite. Lower the inner `learning_rate`, now {inner.learning_rate}{weight}."
+            f"{inner.steps} is not finite. {_advice(inner)}"
         )
 
 
@@ -27,7 +26,7 @@ def check_finite_end(name: str, values: Sequence[Any], inner: InnerOptimizer, wh
     if failed.any():
         raise FloatingPointError(
             f"The inner loop of task {int(np.argmax(failed))} diverged{where}: after the last of {inner.steps} inner "
-            f"steps {name} not finite. Lower the inner `learning_rate`, now {inner.learning_rate}."
+            f"steps {name} not finite. {_advice(inner)}"
         )
 
 
@@ -52,3 +51,14 @@ def shortfalls(diagnostics: dict[str, Any], inner: InnerOptimizer, estimator: An
                 f"gradient norm up to {residual.max():.2g} after {inner.steps} steps. Raise `steps` or `tolerance`."
             )
     return found
+
+
+def _advice(inner: InnerOptimizer) -> str:
+    """Return what to do about a loop that diverged; learned hyperparameters are no longer what `inner` holds."""
+    rate, weight = f"now {inner.learning_rate}", ""
+    if inner.learn is not None and not inner.proximal:
+        rate = f"{inner.learning_rate} before it was learned"
+    if inner.proximal:
+        learned = " before it was learned" if inner.learn else ""
+        weight = f" (with weight={inner.weight}{learned}, steps of at most 2 / (weight + H) converge)"
+    return f"Lower the inner `learning_rate`, {rate}{weight}."
