@@ -113,7 +113,7 @@ def test_estimators_that_do_not_fit(estimator, inner, message):
     ids=str,
 )
 def test_the_task_that_diverges_is_named(float64, inner, way):
-    """Its inputs are 1e50 times too large, so that |G_k| grows by 1e100 a step: |G_2|^2 is not a number any more."""
+    """Its inputs are 1e50 times too large, so that |G_k| grows by 1e100 a step: |G_1|^2 overflows."""
     learner, tasks = regression(inner, execution=way)
     learner.compile("sgd")
     learner.meta_gradient(tasks)
