@@ -42,6 +42,7 @@ class MetaLearner(keras.Model):
         ValueError: the model is not built, a layer does not exist, the estimator does not fit the inner optimiser.
 
     Example:
+        >>> from tf_metagrad.inner import GradientDescent
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
         >>> learner = MetaLearner(model, loss="mse", inner=GradientDescent(steps=2, learning_rate=0.1))
         >>> x = tf.linspace([0.0], [1.0], 5)
