@@ -197,7 +197,7 @@ def test_text_is_parsed_as_python_reads_it():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("MAMLL", "Unknown estimator. Received: 'MAMLL'. Known: BinomMAML, BinomTruncMAML, FOMAML"),
+        ("MAMLL", "Unknown estimator. Received: 'MAMLL'. Known: BinomMAML, BinomTruncMAML, ESMAML, FOBMAML, FOMAML"),
         ("Estimator", "Unknown estimator"),
         ("__import__('os')", "Unknown estimator"),
         ("BinomMAML(order=2)", r"Wrong arguments for BinomMAML. Received: 'BinomMAML\(order=2\)'"),
