@@ -1,5 +1,6 @@
 """What is said of solvers that failed or fell short; see `Problem.diagnostics` for the names."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,22 @@ def check_finite_path(diagnostics: dict[str, Any], inner: InnerOptimizer, where:
         if failed[task] == inner.steps:
             raise FloatingPointError(
                 f"The query loss of task {task} is not finite{where}, though the {inner.steps} support losses "
-                f"before it are. Lower the inner `learning_rate`, now {inner.learning_rate}, or the meta-optimizer's."
+                f"before it are. {_advice(inner)} Or lower the meta-optimizer's."
             )
-        weight = f" (with weight={inner.weight}, steps below 2 / (weight + H) converge)" if inner.proximal else ""
         raise FloatingPointError(
             f"The inner loop of task {task} diverged{where}: the loss after {int(failed[task])} of {inner.steps} inner "
-            f"steps is not finite. Lower the inner `learning_rate`, now {inner.learning_rate}{weight}."
+            f"steps is not finite. {_advice(inner)}"
+        )
+
+
+def check_finite_weights(values: Sequence[Any], inner: InnerOptimizer) -> None:
+    """Raise `FloatingPointError` where the last step of a task's inner loop led to weights that are not finite."""
+    rows = [np.reshape(v, [len(v), -1]) for v in values]
+    failed = ~np.all([np.isfinite(row).all(axis=1) for row in rows], axis=0)
+    if failed.any():
+        raise FloatingPointError(
+            f"The inner loop of task {int(np.argmax(failed))} diverged: after the last of {inner.steps} inner steps the "
+            f"adapted weights are not finite. {_advice(inner)}"
         )
 
 
@@ -45,3 +56,14 @@ def shortfalls(diagnostics: dict[str, Any], inner: InnerOptimizer, estimator: An
                 f"gradient norm up to {residual.max():.2g} after {inner.steps} steps. Raise `steps` or `tolerance`."
             )
     return found
+
+
+def _advice(inner: InnerOptimizer) -> str:
+    """Return what to do about a loop that diverged; learned hyperparameters are no longer what `inner` holds."""
+    rate, weight = f"now {inner.learning_rate}", ""
+    if inner.learn is not None and not inner.proximal:
+        rate = f"{inner.learning_rate} before it was learned"
+    if inner.proximal:
+        learned = " before it was learned" if inner.learn else ""
+        weight = f" (with weight={inner.weight}{learned}, steps below 2 / (weight + H) converge)"
+    return f"Lower the inner `learning_rate`, {rate}{weight}."

@@ -256,6 +256,7 @@ class MetaLearner(keras.Model):
         function = self.compiled_function("adapt", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
         adapted, taken, residual, failed = function(batch, tf.constant(seed, tf.int64))
         _diagnostics.check_finite_path({"inner_failed_step": failed}, inner, "")
+        _diagnostics.check_finite_weights(adapted, inner)
         stopped_by = "tolerance" if inner.tolerance and residual[0] <= inner.tolerance else "steps"
         weights = self.full_weights([phi[0] for phi in adapted])
         return Solution(weights, int(taken[0]), float(residual[0]), stopped_by)

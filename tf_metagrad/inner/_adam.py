@@ -58,11 +58,11 @@ class Adam(GradientDescent):
         count = len(gradient)
         m = [self.beta_1 * m + (1 - self.beta_1) * g for m, g in zip(slots[:count], gradient, strict=True)]
         v = [self.beta_2 * v + (1 - self.beta_2) * tf.square(g) for v, g in zip(slots[count:], gradient, strict=True)]
+        k = tf.cast(step, tf.float64) + 1  # in float32 1 - beta_2^k is off by up to 1e-4
+        correction = tf.sqrt(1 - self.beta_2**k) / (1 - self.beta_1**k)
         u = []
         for mean, square in zip(m, v, strict=True):
-            k = tf.cast(step, mean.dtype) + 1
-            correction = tf.sqrt(1 - self.beta_2**k) / (1 - self.beta_1**k)
-            u.append(correction * mean / (_root(square) + self.epsilon))
+            u.append(tf.cast(correction, mean.dtype) * mean / (_root(square) + self.epsilon))
         return u, [*m, *v]
 
 

@@ -43,6 +43,8 @@ class Momentum(GradientDescent):
         """Check the configuration."""
         super().__post_init__()
         check_fraction("momentum", self.momentum)
+        if not isinstance(self.nesterov, bool):
+            raise ValueError(f"`nesterov` must be True or False. Received: nesterov={self.nesterov!r}.")
 
     def initial_slots(self, phi: Params) -> list[tf.Tensor]:
         """See `InnerOptimizer.initial_slots`."""
