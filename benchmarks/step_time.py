@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
 
         def update(learner=learner, batch=batch, seed=seed):
             start = time.perf_counter()
-            float(learner.update(batch, seed)[0])
+            learner.update(batch, seed)[0].numpy()
             return time.perf_counter() - start
 
         updates[text] = update, update(), estimator.hvps(5), learner.execution

@@ -85,15 +85,18 @@ class InnerLoop(NamedTuple):
         x, y, query_x, query_y = self.task
         steps, phi, slots, loss, norms = self.inner.steps, list(theta), [], 0.0, []
         frozen = steps - (steps if self.truncation is None else self.truncation)
-        taken, residual, tolerance = 0, 0.0, getattr(self.inner, "tolerance", 0)
+        taken, tolerance = 0, getattr(self.inner, "tolerance", 0)
         weight = np.exp(learned[0]) if self.inner.learn == "weight" else getattr(self.inner, "weight", 0.0)
+
+        def look(see):
+            g = self.net([see(p) for p in phi], x, y)[1]
+            g = [g[i] + see(weight) * (see(phi[i]) - see(theta[i])) for i in self.adapting]
+            return g, np.sqrt(sum(np.sum(np.real(a) ** 2) for a in g))
+
         going = True
         for k in range(steps):
-            see = (lambda t: np.real(t)) if k < frozen else (lambda t: t)
             if going:
-                g = self.net([see(p) for p in phi], x, y)[1]
-                g = [g[i] + see(weight) * (see(phi[i]) - see(theta[i])) for i in self.adapting]
-                residual = np.sqrt(sum(np.sum(np.real(a) ** 2) for a in g))
+                g, residual = look(np.real if k < frozen else lambda t: t)
                 norms.append(residual)
                 going = not (tolerance and residual <= tolerance)
             if going:
@@ -104,7 +107,7 @@ class InnerLoop(NamedTuple):
             if self.step_weights:
                 loss = loss + self.step_weights[k] * self.net(phi, query_x, query_y)[0]
         last = self.net(phi, query_x, query_y)[0]
-        return Run(loss if self.step_weights else last, phi, taken, residual, norms)
+        return Run(loss if self.step_weights else last, phi, taken, look(np.real)[1], norms)
 
 
 def complex_step(function: Callable, variables: Vectors) -> Vectors:

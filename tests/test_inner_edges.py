@@ -9,7 +9,7 @@ from references import ravel, relative_error
 from test_exactness import CROSSENTROPY, check_against_differences
 
 import tf_metagrad as mg
-from tf_metagrad.estimators import IMAML, MAML, Reptile
+from tf_metagrad.estimators import FOMAML, IMAML, MAML, Reptile, TruncMAML
 from tf_metagrad.inner import Adam, ProximalGradientDescent, RMSprop
 
 
@@ -136,3 +136,33 @@ def test_a_task_that_starts_within_the_tolerance_takes_no_step(float64):
     w = learner.model.get_weights()[0]
     g = [2 * x.T @ (x @ w - y) / 6 for x, y in zip(*tasks[2:], strict=True)]
     assert relative_error(result.gradients, [np.mean(g, axis=0)]) < 1e-13
+
+
+def test_truncation_and_a_tolerance_do_not_go_together():
+    with pytest.raises(ValueError, match="TruncMAML keeps the last of K steps"):
+        regression(ProximalGradientDescent(14, 0.1, 2.0, 0.1), TruncMAML(3))
+
+
+def test_a_learned_weight_that_no_loop_can_bear_is_named(float64):
+    learner, tasks = regression(ProximalGradientDescent(3, 0.1, 2.0, learn="weight"))
+    learner.meta_gradient(tasks)
+    learner.hyperparameters[0].assign(np.log(20.5))
+    with pytest.raises(FloatingPointError, match="weight was learned to 20.5; times the inner `learning_rate`, 0.1"):
+        learner.meta_gradient(tasks)
+
+
+def test_the_solvers_residual_is_the_true_one():
+    """In float32 the residual that conjugate gradients carry along drifts away from |q - A v| / |q|."""
+    learner, tasks = regression(ProximalGradientDescent(3, 1e-7, 1e-3), IMAML(iterations=40, tolerance=1e-6))
+    tasks = mg.Task(*(t.astype("float32") for t in tasks))
+    result = learner.meta_gradient(tasks)
+    learner.estimator = FOMAML()
+    for i, reported in enumerate(result.diagnostics["solver_residual"].numpy()):
+        one = mg.Task(*(t[i : i + 1] for t in tasks))
+        q = ravel(learner.meta_gradient(one).gradients).astype("float64")
+        learner.estimator = IMAML(iterations=40, tolerance=1e-6)
+        v = ravel(learner.meta_gradient(one).gradients).astype("float64")
+        learner.estimator = FOMAML()
+        x = tasks.support_x[i].astype("float64")
+        true = np.linalg.norm(q - v - 2 * x.T @ (x @ v) / (len(x) * 1e-3)) / np.linalg.norm(q)
+        assert reported == pytest.approx(true, rel=0.5, abs=1e-6)

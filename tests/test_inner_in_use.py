@@ -113,13 +113,13 @@ def test_estimators_that_do_not_fit(estimator, inner, message):
     ids=str,
 )
 def test_the_task_that_diverges_is_named(float64, inner, way):
-    """Its inputs are 1e50 times too large, so that |G_k| grows by 1e100 a step: |G_1|^2 overflows."""
+    """Its inputs are 1e60 times too large, so that the loss after one step, a square of (1e60)^3, overflows."""
     learner, tasks = regression(inner, execution=way)
     learner.compile("sgd")
     learner.meta_gradient(tasks)
-    tasks.support_x[2] *= 1e50
+    tasks.support_x[2] *= 1e60
     rate = "0.25 before it was learned" if inner.learn else "now 0.25"
-    named = "The inner loop of task {} diverged.*inner step 1 of 6 is not finite. Lower the inner `learning_rate`, {}"
+    named = "task {} diverged.*the loss after 1 of 6 inner steps is not finite. Lower the inner `learning_rate`, {}"
     with pytest.raises(FloatingPointError, match=named.format(2, rate)) as error:
         learner.meta_gradient(tasks)
     assert ("weight=1.5" in str(error.value)) == inner.proximal
@@ -137,11 +137,11 @@ def test_a_loop_that_diverges_at_its_last_step_is_named(float64):
     learner, tasks = regression(Momentum(1, 1.5e308))
     tasks.support_x[:2] *= 1e-300
     with pytest.raises(
-        FloatingPointError, match="loop of task 2 diverged.*query loss.* Lower the inner `learning_rate`"
+        FloatingPointError, match="loop of task 2 diverged.*after all 1 inner steps.* Lower the inner `learning_rate`"
     ):
         learner.meta_gradient(tasks)
     with pytest.raises(
-        FloatingPointError, match="loop of task 0 diverged.*adapted weights.* Lower the inner `learning_"
+        FloatingPointError, match="loop of task 0 diverged.*after all 1 inner steps.* Lower the inner `learning_"
     ):
         learner.adapt(tasks.support_x[2], tasks.support_y[2])
 

@@ -8,30 +8,26 @@ import numpy as np
 from tf_metagrad.inner import InnerOptimizer
 
 
-def check_finite_path(diagnostics: dict[str, Any], inner: InnerOptimizer, where: str) -> None:
-    """Raise `FloatingPointError` where a task's loss was not finite on the way or at its end."""
-    failed = np.atleast_1d(np.asarray(diagnostics["inner_failed_step"]))
-    if (failed >= 0).any():
-        task = int(np.argmax(failed >= 0))
-        if failed[task] == inner.steps:
+def check_finite_path(end: Any, failed_step: Any, inner: InnerOptimizer, where: str) -> None:
+    """Raise `FloatingPointError` where a task's inner loop diverged.
+
+    Args:
+        end: `[tasks]`, a number that is finite where the loop ended well: the query loss, or the norm of the gradient.
+        failed_step: `[tasks]`, see `Problem.diagnostics`.
+        inner: the inner optimiser.
+        where: words for the message.
+    """
+    failed, lost = np.asarray(failed_step), ~np.isfinite(end)
+    if (lost | (failed >= 0)).any():
+        task = int(np.argmax(lost | (failed >= 0)))
+        if failed[task] < 0:
             raise FloatingPointError(
-                f"The query loss of task {task} is not finite{where}, though the {inner.steps} support losses "
-                f"before it are. {_advice(inner)} Or lower the meta-optimizer's."
+                f"The inner loop of task {task} diverged{where}: the loss after all {inner.steps} inner steps is not "
+                f"finite. {_advice(inner)} Or lower the meta-optimizer's."
             )
         raise FloatingPointError(
             f"The inner loop of task {task} diverged{where}: the loss after {int(failed[task])} of {inner.steps} inner "
             f"steps is not finite. {_advice(inner)}"
-        )
-
-
-def check_finite_weights(values: Sequence[Any], inner: InnerOptimizer) -> None:
-    """Raise `FloatingPointError` where the last step of a task's inner loop led to weights that are not finite."""
-    rows = [np.reshape(v, [len(v), -1]) for v in values]
-    failed = ~np.all([np.isfinite(row).all(axis=1) for row in rows], axis=0)
-    if failed.any():
-        raise FloatingPointError(
-            f"The inner loop of task {int(np.argmax(failed))} diverged: after the last of {inner.steps} inner steps the "
-            f"adapted weights are not finite. {_advice(inner)}"
         )
 
 
@@ -56,6 +52,17 @@ def shortfalls(diagnostics: dict[str, Any], inner: InnerOptimizer, estimator: An
                 f"gradient norm up to {residual.max():.2g} after {inner.steps} steps. Raise `steps` or `tolerance`."
             )
     return found
+
+
+def check_learned_weight(inner: InnerOptimizer, hyperparameters: Sequence[Any]) -> None:
+    """Raise `FloatingPointError` where lambda was learned to a size at which no inner loop converges."""
+    if inner.learn == "weight":
+        weight = float(inner.weight_of(hyperparameters, "float64"))
+        if not inner.learning_rate * weight < 2:
+            raise FloatingPointError(
+                f"The proximal weight was learned to {weight:.3g}; times the inner `learning_rate`, "
+                f"{inner.learning_rate}, it must stay below 2, or every loop diverges. Lower either learning rate."
+            )
 
 
 def _advice(inner: InnerOptimizer) -> str:

@@ -32,7 +32,7 @@ class Path(NamedTuple):
         slots: s_k of those steps, stacked; only where the rule has slots.
         directions: u_k of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
         taken: steps taken, fewer than K where the tolerance stopped the loop; one number for each task.
-        residual: |G_k| at the last step that was looked at, for each task; 0 where it is not measured.
+        residual: |G| at phi^K, for each task; 0 where it is not measured.
         failed_step: the number of steps after which the support loss was not finite, or -1, for each task.
     """
 
@@ -74,7 +74,7 @@ def start(problem: Any) -> Position:
 def step_from(problem: Any, at: Position, step: tf.Tensor, perturbation: tf.Tensor | None = None):
     """Return `(position after step k, G_k, u_k)`."""
     gradient, state, loss = problem.inner_gradient(at.phi, at.state, perturbation)
-    residual = tf.sqrt(_tree.dot(gradient, gradient, problem.stacked)) if problem.measured else at.residual
+    residual = _norm(problem, gradient) if problem.inner.tolerance else at.residual
     after, u = move(problem, at, step, gradient, state, loss, residual)
     return after, gradient, u
 
@@ -105,11 +105,28 @@ def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None) ->
     before = "directions" if problem.learns_rates else None
     at, directions = _run(problem, start(problem), range(first), before, perturbation)
     at, kept = _run(problem, at, range(first, problem.steps), "iterates", perturbation)
+    residual = _final_residual(problem, at, perturbation)
     parts, first = [], 0
     for like in (at.phi, at.state, at.phi if at.slots else [], at.slots):
         parts.append(kept[first : first + len(like)])
         first += len(like)
-    return Path(at.phi, at.state, *parts, directions, at.taken, at.residual, at.failed_step)
+    return Path(at.phi, at.state, *parts, directions, at.taken, residual, at.failed_step)
+
+
+def _norm(problem: Any, gradient: Params) -> tf.Tensor:
+    return tf.sqrt(_tree.dot(gradient, gradient, problem.stacked))
+
+
+def _final_residual(problem: Any, at: Position, perturbation: tf.Tensor | None) -> tf.Tensor:
+    """Return |G| at phi^K; where a tolerance stopped a task it is known."""
+
+    def look():
+        return _norm(problem, problem.inner_gradient(at.phi, at.state, perturbation)[0])
+
+    if problem.inner.tolerance:
+        looked = tf.cond(tf.reduce_any(at.active), look, lambda: at.residual)
+        return tf.where(at.active, looked, at.residual)
+    return look() if problem.measured else at.residual
 
 
 def _run(problem: Any, at: Position, steps: range, record: str | None, perturbation: tf.Tensor | None):

@@ -55,7 +55,7 @@ class Problem:
         seed: `[2]`, the task's own seed; with a leading axis where `stacked`.
         execution: how stacked tasks and parallel HVPs are run.
         stacked: whether there is a leading axis of tasks.
-        measured: whether the norm of every inner gradient is wanted; a tolerance needs it anyway.
+        measured: whether the norm of the last inner gradient is wanted; with a tolerance it is known anyway.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Problem:
         self.functions, self.inner, self.weights = functions, inner, weights
         self.theta, self.learned, self.state = list(theta), list(learned), list(state)
         self.task, self.seed, self.execution, self.stacked = task, seed, execution, stacked
-        self.steps, self.measured = inner.steps, measured or bool(inner.tolerance)
+        self.steps, self.measured = inner.steps, measured
         self.shared = [i for i in range(len(self.theta)) if i not in set(functions.adapting)]
         self.learns_rates = bool(self.learned) and not inner.proximal
         self.offset: Params | None = None

@@ -51,8 +51,8 @@ class MetaGradient(NamedTuple):
         loss: scalar, the query loss after adaptation.
         metrics: scalar for each compiled metric, on the query predictions after adaptation.
         diagnostics: how the solvers went, one number for each task. `inner_failed_step` is -1, or the number of inner
-            steps after which the loss was not finite (then an error was raised). An inner optimiser with a tolerance
-            adds `inner_steps` and `inner_residual`, the norm of the last inner gradient; IMAML adds
+            steps after which the support loss was not finite (then an error was raised). An inner optimiser with a
+            tolerance adds `inner_steps` and `inner_residual`, the norm of the gradient at the end; IMAML adds
             `solver_iterations` and the relative `solver_residual`.
     """
 
@@ -68,7 +68,7 @@ class Solution(NamedTuple):
     Attributes:
         weights: the adapted weights, in the order of the model's trainable variables.
         steps: steps taken.
-        residual: norm of the last gradient of the inner objective.
+        residual: norm of the gradient of the inner objective at the weights.
         stopped_by: `"tolerance"` or `"steps"`.
     """
 

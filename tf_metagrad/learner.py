@@ -161,9 +161,6 @@ class MetaLearner(keras.Model):
 
         def body(problem):
             estimate = (estimator or self.estimator).estimate(problem)
-            failed = estimate.diagnostics["inner_failed_step"]
-            lost = (failed < 0) & ~tf.math.is_finite(estimate.query.loss)
-            estimate.diagnostics["inner_failed_step"] = tf.where(lost, problem.steps, failed)
             return [*estimate.gradients, *estimate.hyperparameter_gradients], (
                 estimate.query.loss, estimate.query.predictions, estimate.diagnostics,
                 [estimate.query.state[i] for i in self._runner.statistics],
@@ -184,7 +181,7 @@ class MetaLearner(keras.Model):
         return self.compiled_function("gradient", key, lambda t, s: self.estimate(t, s, estimator))
 
     def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Apply one compiled meta-update; return query loss, running values of the compiled metrics, diagnostics."""
+        """Apply one compiled meta-update; return each task's query loss, running values of the metrics, diagnostics."""
         function = self._gradient_function()
         gradient, outputs = function.trace(tasks, seed)
         if ("update", gradient) not in self._cache.functions:
@@ -200,7 +197,7 @@ class MetaLearner(keras.Model):
             self.optimizer.apply(gradients, self.meta_variables)
         for variable, values in zip(self.step_statistics, statistics, strict=True):
             variable.assign(tf.reduce_mean(values, axis=0))
-        return tf.reduce_mean(losses), self._running_metrics(tasks.query_y, predictions), diagnostics
+        return losses, self._running_metrics(tasks.query_y, predictions), diagnostics
 
     # What users call ---------------------------------------------------------------------------------------------
 
@@ -222,7 +219,9 @@ class MetaLearner(keras.Model):
         tasks = self.check_tasks(tasks)
         function = self._gradient_function()
         gradients, losses, predictions, diagnostics, _ = function(tasks, tf.constant(seed, tf.int64))
-        _diagnostics.check_finite_path(diagnostics, self.inner, f" with {self.estimator}")
+        where = f" with {self.estimator}"
+        _diagnostics.check_finite_path(losses, diagnostics["inner_failed_step"], self.inner, where)
+        _diagnostics.check_learned_weight(self.inner, self.hyperparameters)
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
             logging.warning(shortfall)
         metrics = self.metrics_of(tasks.query_y, predictions)
@@ -255,8 +254,7 @@ class MetaLearner(keras.Model):
 
         function = self.compiled_function("adapt", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
         adapted, taken, residual, failed = function(batch, tf.constant(seed, tf.int64))
-        _diagnostics.check_finite_path({"inner_failed_step": failed}, inner, "")
-        _diagnostics.check_finite_weights(adapted, inner)
+        _diagnostics.check_finite_path(residual, failed, inner, "")
         stopped_by = "tolerance" if inner.tolerance and residual[0] <= inner.tolerance else "steps"
         weights = self.full_weights([phi[0] for phi in adapted])
         return Solution(weights, int(taken[0]), float(residual[0]), stopped_by)
@@ -289,19 +287,21 @@ class MetaLearner(keras.Model):
 
         Raises:
             ValueError: as for `meta_gradient`; or `tasks` ends before `count` tasks.
+            FloatingPointError: the inner loop of a task diverged.
         """
         inner = self._inner(steps)
 
         def body(problem):
             path = problem.adapt()
             query = problem.query_loss(path.end, path.state, training=False)
-            return [], (query.loss, query.predictions)
+            return [], (query.loss, query.predictions, path.failed_step)
 
         function = self.compiled_function("evaluate", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
         rows: list[dict[str, float]] = []
         for index, batch in enumerate(tasks):
             batch = self.check_tasks(batch)
-            losses, predictions = function(batch, tf.constant(seed + index, tf.int64))
+            losses, predictions, failed = function(batch, tf.constant(seed + index, tf.int64))
+            _diagnostics.check_finite_path(losses, failed, inner, f" in batch {index}")
             for i, loss in enumerate(losses.numpy()):
                 one = tf.nest.map_structure(lambda t: t[i : i + 1], (batch.query_y, predictions))  # noqa: B023
                 rows.append({"loss": float(loss), **{k: float(v) for k, v in self.metrics_of(*one).items()}})

@@ -116,11 +116,12 @@ def _run_epoch(
     for count, step in enumerate(steps, 1):
         swap(step)
         callbacks.on_train_batch_begin(step - epoch_start)
-        loss, metrics, diagnostics = learner.update(_next(learner, stream, step), tf.constant(seed + step, tf.int64))
-        _diagnostics.check_finite_path(diagnostics, learner.inner, f" at step {step} with {learner.estimator}")
+        losses, metrics, diagnostics = learner.update(_next(learner, stream, step), tf.constant(seed + step, tf.int64))
+        where, failed = f" at step {step} with {learner.estimator}", diagnostics["inner_failed_step"]
+        _diagnostics.check_finite_path(losses, failed, learner.inner, where)
         if not warned and (warned := _diagnostics.shortfalls(diagnostics, learner.inner, learner.estimator)):
             logging.warning("Step %d: %s (Said once an epoch.)", step, " ".join(warned))
-        total += float(loss)
+        total += float(tf.reduce_mean(losses))
         logs = {"loss": total / count, **{name: float(value) for name, value in metrics.items()}}
         callbacks.on_train_batch_end(step - epoch_start, logs)
         if learner.stop_training:
@@ -131,6 +132,7 @@ def _run_epoch(
             f"The sum of the weights is {size} at step {step} with {learner.estimator}. Lower the inner learning rate "
             f"({learner.inner.learning_rate}) or the meta-optimizer's; checkpoints of earlier steps are intact."
         )
+    _diagnostics.check_learned_weight(learner.inner, learner.hyperparameters)
     return step + 1, logs
 
 

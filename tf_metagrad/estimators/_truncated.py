@@ -83,6 +83,11 @@ class TruncMAML(Estimator):
         check_at_most("truncation", self.truncation, inner.steps)
         if self.truncation < inner.steps:
             check_fixed_weight(self, inner)
+            if inner.tolerance:
+                raise ValueError(
+                    "TruncMAML keeps the last of K steps, which a task that stops early does not take. "
+                    f"Received: truncation={self.truncation}, tolerance={inner.tolerance}. Use tolerance=0, or MAML."
+                )
 
     def hvps(self, steps: int) -> int:
         """See `Estimator.hvps`."""
