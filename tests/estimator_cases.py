@@ -91,3 +91,8 @@ CASES = {
     ],
     e.ESMAML: [Case(e.ESMAML(pairs=50, sigma=0.3), lambda q: q.binomial(q.steps), stochastic=True)],
 }
+
+
+def typical(kind: type) -> Case:
+    """Return one case of a kind of estimator, by conjugate gradients where there is a choice of solvers."""
+    return CASES[kind][0 if kind is e.IMAML else -1]

@@ -12,7 +12,7 @@ from tf_metagrad._execution import Execution
 from tf_metagrad._model import FunctionalModel
 from tf_metagrad._problem import Problem
 from tf_metagrad._task_functions import TaskFunctions
-from tf_metagrad._types import Params, Task
+from tf_metagrad._types import Snapshot, Task
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
 
 _SEED = "seed_generator_state"  # the name that Keras gives to the state of its seed generators
@@ -72,11 +72,11 @@ class TaskRunner:
         body: Callable,
         tasks: Task,
         seed: Any,
-        theta: Params,
-        learned: Params,
+        snapshot: Snapshot,
         inner: InnerOptimizer,
         learning: bool = True,
         execution: Execution | None = None,
+        shard: tuple[tf.Tensor | int, int] = (0, 1),
     ):
         """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
 
@@ -84,24 +84,25 @@ class TaskRunner:
             body: written in terms of a `Problem`.
             tasks: a batch of tasks.
             seed: an integer; the randomness of layers such as Dropout is a function of it and the task's index.
-            theta: the trainable weights.
-            learned: the learned hyperparameters.
+            snapshot: the weights, hyperparameters and state.
             inner: the inner optimiser.
             learning: whether this is part of a meta-update, or adaptation in use; they differ in what batch
                 normalisation with averages for each step does.
             execution: another way to run than the runner's.
+            shard: `(i, n)`: these tasks are the i-th of n equal parts of a batch, and draw what they would draw there.
         """
         execution = execution or self.execution
-        state = self.state()
+        theta, learned, state = snapshot
         seeded = [v.name == _SEED for v in self.model.non_trainable_variables] + [False] * bool(self.statistics)
         count = tf.nest.flatten(tasks)[0].shape[0]
         seeds = tf.random.stateless_uniform(
-            [count, len(state) + 1, 2],
+            [count * shard[1], len(state) + 1, 2],
             tf.stack([tf.cast(seed, tf.int64), 0]),
             maxval=2**31 - 1,
             dtype=tf.int64,
             alg="philox",
-        )
+        )[count * shard[0] :][:count]
+        seeds = tf.ensure_shape(seeds, [count, len(state) + 1, 2])
         functions = self.functions(learning, execution)
         make = functools.partial(
             Problem, functions, inner, self.weights, theta, learned, execution=execution, measured=not learning

@@ -43,6 +43,14 @@ class Task(NamedTuple):
     query_y: Any
 
 
+class Snapshot(NamedTuple):
+    """Everything of a learner that running tasks reads: theta, the learned hyperparameters, the model's state."""
+
+    theta: Params
+    learned: Params
+    state: Params
+
+
 class MetaGradient(NamedTuple):
     """The mean over a batch of tasks of what an estimator returns.
 

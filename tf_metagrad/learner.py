@@ -12,8 +12,9 @@ import tensorflow as tf
 from absl import logging
 
 from tf_metagrad import _checks, _diagnostics, _execution
+from tf_metagrad._distribution import Replicas, reduce_before_clipping
 from tf_metagrad._runner import TaskRunner
-from tf_metagrad._types import MetaGradient, Solution, Task
+from tf_metagrad._types import MetaGradient, Snapshot, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
 from tf_metagrad.evaluation import Evaluation, summarize
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
@@ -85,7 +86,13 @@ class MetaLearner(keras.Model):
         averages = _checks.batch_norm_averages(model) if normalization == "per_step" else []
         values = {i: np.stack([model.non_trainable_variables[i].numpy()] * rows) for i in averages}
         self.step_statistics = [
-            self.add_weight(name=f"step_statistics_{i}", shape=v.shape, initializer=_constant(v), trainable=False)
+            self.add_weight(
+                name=f"step_statistics_{i}",
+                shape=v.shape,
+                initializer=_constant(v),
+                trainable=False,
+                aggregation="mean",
+            )
             for i, v in values.items()
         ]
         self.execution = _execution.choose(execution, jit_compile, model)
@@ -139,24 +146,28 @@ class MetaLearner(keras.Model):
         """Set the meta-optimizer and the metrics of the query predictions, as in `keras.Model.compile`."""
         super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
         self.optimizer.build(self.meta_variables)
+        reduce_before_clipping(self.optimizer)
         self._has_metrics = bool(metrics)
 
     # Running tasks -----------------------------------------------------------------------------------------------
 
-    def run_tasks(self, body: Callable, tasks: Task, seed: Any, **options: Any):
-        """Run `body(problem)` on each task at the present weights; see `TaskRunner.run`."""
+    def snapshot(self) -> Snapshot:
+        """Return the present weights, hyperparameters and state."""
         theta = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
-        learned = [tf.convert_to_tensor(v) for v in self.hyperparameters]
-        return self._runner.run(body, tasks, seed, theta, learned, **{"inner": self.inner, **options})
+        return Snapshot(theta, [tf.convert_to_tensor(v) for v in self.hyperparameters], self._runner.state())
+
+    def run_tasks(self, body: Callable, tasks: Task, seed: Any, snapshot: Snapshot | None = None, **options: Any):
+        """Run `body(problem)` on each task, at the present weights or those of a snapshot; see `TaskRunner.run`."""
+        return self._runner.run(body, tasks, seed, snapshot or self.snapshot(), **{"inner": self.inner, **options})
 
     def use(self, body: Callable, tasks: Task, seed: Any, **options: Any):
         """Run `body(problem)` as `run_tasks` does, for adaptation in use rather than for a meta-update."""
         return self.run_tasks(body, tasks, seed, learning=False, **options)
 
-    def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None):
+    def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None, **options: Any):
         """Return `(gradients, query losses, predictions, diagnostics, step statistics)`, all but the first by task.
 
-        To be called while tracing a compiled step.
+        To be called while tracing a compiled step; the options are those of `run_tasks`.
         """
 
         def body(problem):
@@ -166,7 +177,7 @@ class MetaLearner(keras.Model):
                 [estimate.query.state[i] for i in self._runner.statistics],
             )  # fmt: skip
 
-        gradients, outputs = self.run_tasks(body, tasks, seed)
+        gradients, outputs = self.run_tasks(body, tasks, seed, **options)
         return gradients, *outputs
 
     def compiled_function(self, kind: str, key: Any, function: Callable) -> _execution.Compiled:
@@ -175,29 +186,42 @@ class MetaLearner(keras.Model):
             self._cache.functions[kind, key] = _execution.Compiled(function, self.execution.jit_compile)
         return self._cache.functions[kind, key]
 
-    def _gradient_function(self) -> _execution.Compiled:
+    def _gradient_function(self, shards: int = 1) -> _execution.Compiled:
+        """Return the compiled `(tasks, seed, number of the shard, snapshot) -> estimate`."""
         estimator = self.estimator
-        key = (estimator, self.inner)
-        return self.compiled_function("gradient", key, lambda t, s: self.estimate(t, s, estimator))
+
+        def gradient(tasks, seed, shard, snapshot):
+            return self.estimate(tasks, seed, estimator, snapshot=snapshot, shard=(shard, shards))
+
+        return self.compiled_function("gradient", (estimator, self.inner, shards), gradient)
 
     def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """Apply one compiled meta-update; return each task's query loss, running values of the metrics, diagnostics."""
-        function = self._gradient_function()
-        gradient, outputs = function.trace(tasks, seed)
+        replicas = Replicas(self.distribute_strategy)
+        part, shards = replicas.split(tasks)
+        gradient, outputs = self._gradient_function(replicas.count).trace(part, seed, tf.constant(0), self.snapshot())
         if ("update", gradient) not in self._cache.functions:
-            self._build_metrics(tasks, outputs[2])
+            self._build_metrics(part, outputs[2])
             self._cache.functions["update", gradient] = tf.function(
                 functools.partial(self._update, gradient), autograph=False
             )
-        return self._cache.functions["update", gradient](tasks, seed)
+        return self._cache.functions["update", gradient](tasks.query_y, shards, seed)
 
-    def _update(self, gradient: Callable, tasks: Task, seed: tf.Tensor):
-        gradients, losses, predictions, diagnostics, statistics = gradient(tasks, seed)
-        with tf.name_scope("meta_optimizer"):
-            self.optimizer.apply(gradients, self.meta_variables)
-        for variable, values in zip(self.step_statistics, statistics, strict=True):
-            variable.assign(tf.reduce_mean(values, axis=0))
-        return losses, self._running_metrics(tasks.query_y, predictions), diagnostics
+    def _update(self, gradient: Callable, query_y: Any, shards: Any, seed: tf.Tensor):
+        replicas = Replicas(self.distribute_strategy)
+
+        def replica(tasks, shard):
+            gradients, losses, predictions, diagnostics, statistics = gradient(tasks, seed, shard, self.snapshot())
+            gradients = replicas.mean(gradients)
+            with tf.name_scope("meta_optimizer"):
+                self.optimizer.apply(gradients, self.meta_variables)
+            means = replicas.mean([tf.reduce_mean(values, axis=0) for values in statistics])
+            for variable, value in zip(self.step_statistics, means, strict=True):
+                variable.assign(value)
+            return losses, predictions, diagnostics
+
+        losses, predictions, diagnostics = replicas.run(replica, shards)
+        return losses, self._running_metrics(query_y, predictions), diagnostics
 
     # What users call ---------------------------------------------------------------------------------------------
 
@@ -217,8 +241,8 @@ class MetaLearner(keras.Model):
             FloatingPointError: the inner loop of a task diverged; the message names the task and the step.
         """
         tasks = self.check_tasks(tasks)
-        function = self._gradient_function()
-        gradients, losses, predictions, diagnostics, _ = function(tasks, tf.constant(seed, tf.int64))
+        function, seed = self._gradient_function(), tf.constant(seed, tf.int64)
+        gradients, losses, predictions, diagnostics, _ = function(tasks, seed, tf.constant(0), self.snapshot())
         where = f" with {self.estimator}"
         _diagnostics.check_finite_path(losses, diagnostics["inner_failed_step"], self.inner, where)
         _diagnostics.check_learned_weight(self.inner, self.hyperparameters)

@@ -120,10 +120,8 @@ class SNGDM(keras.optimizers.Optimizer):
         them. A replica holds only its own share of the gradient here, so |m| takes a sum over the replicas first.
         """
         grads = [tf.convert_to_tensor(g) for g in grads]  # the rows of an embedding's gradient add up
-        context = tf.distribute.get_replica_context()
-        several = context is not None and context.num_replicas_in_sync > 1
-        summed = context.all_reduce(tf.distribute.ReduceOp.SUM, grads) if several else grads
-        norm = _global_norm([self._next_momentum(g, v) for g, v in zip(summed, trainable_variables, strict=True)])
+        summed = self._all_reduce_sum_gradients(list(zip(grads, trainable_variables, strict=True)))
+        norm = _global_norm([self._next_momentum(g, v) for g, v in summed])
         scale = tf.math.divide_no_nan(tf.cast(learning_rate, norm.dtype), norm + self.epsilon)
         super()._backend_update_step(grads, trainable_variables, scale)
 

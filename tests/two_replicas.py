@@ -1,0 +1,79 @@
+"""Meta-updates on two logical CPU devices and on one, from the same weights and tasks; prints the differences as JSON.
+
+A script of its own, because the devices must be there before TensorFlow does anything.
+"""
+
+import json
+
+import tensorflow as tf
+
+CPU = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+from estimator_cases import CASES, typical  # noqa: E402
+
+import tf_metagrad as mg  # noqa: E402
+
+keras.config.set_floatx("float64")
+keras.config.set_dtype_policy("float64")
+OPTIMIZERS = {
+    "clipped": lambda: keras.optimizers.SGD(0.5, global_clipnorm=0.01),
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "sngdm": lambda: mg.optimizers.SNGDM(0.1),
+}
+
+
+def make_tasks(count: int = 4) -> mg.Task:
+    rng = np.random.default_rng(1)
+    xs, xq = rng.normal(size=(2, count, 6, 3))
+    ys, yq = rng.normal(size=(2, count, 6, 1))
+    return mg.Task(xs, ys, xq, yq)
+
+
+def updated(strategy, estimator, inner, optimizer, updates=2, **options) -> np.ndarray:
+    """Return all that an update changes, as one vector."""
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        body = [
+            keras.layers.Dense(4, "tanh", name="body"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.3),
+        ]
+        model = keras.Sequential([keras.Input((3,)), *body, keras.layers.Dense(1, name="head")])
+        learner = mg.MetaLearner(model, "mse", inner, estimator, execution="map", **{"jit_compile": False} | options)
+        learner.compile(optimizer(), metrics=["mae"])
+    tasks, seen = learner.check_tasks(make_tasks()), []
+    for seed in range(updates):
+        losses, metrics, _ = learner.update(tasks, tf.constant(seed, tf.int64))
+        seen += [*losses.numpy(), metrics["mae"].numpy()]
+    values = [*learner.meta_variables, *learner.step_statistics, *learner.optimizer.variables]
+    return np.concatenate([seen, *(np.ravel(v.numpy()).astype("float64") for v in values)])
+
+
+def difference(*args, **options) -> float:
+    strategies = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), tf.distribute.get_strategy()
+    two, one = (updated(strategy, *args, **options) for strategy in strategies)
+    return float(np.linalg.norm(two - one) / np.linalg.norm(one))
+
+
+def main() -> None:
+    cases = [typical(kind) for kind in CASES]
+    short = {type(case.inner): case.inner for case in cases}
+    found = {}
+    for case in cases:
+        inner = mg.inner.ProximalGradientDescent(4, 0.1) if short[type(case.inner)].proximal else case.inner
+        found[repr(case.estimator)] = difference(case.estimator, inner, lambda: keras.optimizers.SGD(0.1))
+    for name, optimizer in OPTIMIZERS.items():
+        found[name] = difference(mg.estimators.FOMAML(), mg.inner.GradientDescent(3, 0.1), optimizer)
+    learned = mg.inner.GradientDescent(3, 0.1, "per_layer_and_step")
+    found["per_step"] = difference(
+        mg.estimators.MAML(), learned, OPTIMIZERS["sngdm"], normalization="per_step", adapt=["head"]
+    )
+    found["xla"] = difference(mg.estimators.MAML(), learned, OPTIMIZERS["adam"], jit_compile=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
