@@ -92,7 +92,7 @@ def test_two_replicas(tmp_path):
 
 
 def test_meta_optimizer(float64):
-    estimator, closed_form, _ = CASES[mg.estimators.MAML][0]
+    estimator, closed_form, *_ = CASES[mg.estimators.MAML][0]
     learner, tasks = make_learner(estimator), make_tasks()
     learner.compile(SNGDM(0.1))
     path, gradients = [learner.model.get_weights()[0][:, 0]], []
