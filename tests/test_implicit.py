@@ -80,7 +80,7 @@ def test_exact_forms_equal_the_implicit_function_theorem(float64, estimator, ada
     assert abs(weight_gradient - expected_weight) < 1e-8 * abs(expected_weight)
 
 
-def test_tangent_equals_central_differences_at_any_number_of_steps(float64):
+def test_tangent_equals_central_differences_of_the_loss_where_the_inner_problem_is_solved(float64):
     """The reference moves all weights, shared or not, and lambda; it knows nothing of the implicit function theorem."""
     learner, tasks = make_learner(FOBMAML("tangent"), adapt=["body"], learn="weight"), make_tasks()
     gradient = ravel(learner.meta_gradient(tasks).gradients)
@@ -89,6 +89,14 @@ def test_tangent_equals_central_differences_at_any_number_of_steps(float64):
         lambda: learner.meta_gradient(tasks).loss, learner.meta_variables, direction, 1e-3
     )
     assert abs(gradient @ ravel(direction) - reference) < 1e-8 * abs(reference)
+
+
+def test_before_the_solution_the_tangent_is_not_the_gradient_of_the_steps_taken(float64):
+    """After one step it is alpha lambda grad f(theta), and MAML's (I - alpha H) grad f(phi^1)."""
+    learner, tasks = make_learner(FOBMAML("tangent"), steps=1), make_tasks(1)
+    found = learner.meta_gradient(tasks).gradients
+    q, _ = hessians(learner, learner.model.trainable_variables, tasks.query_x[0], tasks.query_y[0])
+    assert relative_error(found, [0.2 * WEIGHT * q]) < 1e-12
 
 
 @pytest.mark.parametrize(("scheme", "order"), [("forward", 1), ("symmetric", 2), ("four_point", 4)])
@@ -207,6 +215,14 @@ def test_a_solver_that_falls_short_is_reported(float64, monkeypatch):
     learner.estimator = IMAML(iterations=60, tolerance=1e-6)
     learner.meta_gradient(tasks)
     assert len(said) == 1
+
+
+def test_a_comparison_says_that_a_solver_falls_short(float64, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: said.append(text % args if args else text))
+    estimators = [IMAML(iterations=1, tolerance=1e-6), IMAML(iterations=60, tolerance=1e-6)]
+    mg.compare_estimators(make_learner(MAML(), steps=3), make_tasks(), estimators, repeats=2)
+    assert len(said) == 1 and "did not converge on 2 of 2 tasks" in said[0]
 
 
 def test_training_says_once_an_epoch_that_a_solver_falls_short(monkeypatch):

@@ -146,6 +146,23 @@ def test_a_loop_that_diverges_at_its_last_step_is_named(float64):
         learner.adapt(tasks.support_x[2], tasks.support_y[2])
 
 
+@pytest.mark.parametrize("way", ["vectorize", "map"])
+def test_moved_problems_that_diverge_are_named(float64, way):
+    """The unmoved loops stand still at a perfect fit, and only what the estimator adds makes them diverge."""
+    learner, tasks = regression(GradientDescent(1, 1e160), e.ESMAML(2, 1.0), execution=way)
+    learner.model.set_weights([np.zeros_like(w) for w in learner.model.get_weights()])
+    tasks = mg.Task(tasks.support_x, 0 * tasks.support_y, tasks.query_x, 0 * tasks.query_y)
+    tasks.query_x[:2] = 0
+    with pytest.raises(FloatingPointError, match="of task 2 diverged.* after 1 of 1 inner steps .* Or lower `sigma`"):
+        learner.meta_gradient(tasks)
+    learner, tasks = regression(ProximalGradientDescent(9, 0.1, 1.5), e.FOBMAML(), execution=way)
+    tasks.query_x[2] *= 1e60
+    with pytest.raises(FloatingPointError, match="task 2 diverged.* of 9 inner steps .* Or lower the `perturbation`"):
+        learner.meta_gradient(tasks)
+    learner.estimator = e.FOMAML()
+    learner.meta_gradient(tasks)
+
+
 @pytest.mark.parametrize("inner", [Adam(3, 0.1), ProximalGradientDescent(20, 0.1, 1.5, 0.3)], ids=str)
 def test_saved_models_adapt_as_the_learner_does(inner, tmp_path):
     layers = [keras.layers.Dense(5, "tanh"), keras.layers.Dense(1)]

@@ -8,7 +8,7 @@ import numpy as np
 from tf_metagrad.inner import InnerOptimizer
 
 
-def check_finite_path(end: Any, failed_step: Any, inner: InnerOptimizer, where: str) -> None:
+def check_finite_path(end: Any, failed_step: Any, inner: InnerOptimizer, where: str, estimator: Any = None) -> None:
     """Raise `FloatingPointError` where a task's inner loop diverged.
 
     Args:
@@ -16,6 +16,7 @@ def check_finite_path(end: Any, failed_step: Any, inner: InnerOptimizer, where: 
         failed_step: `[tasks]`, see `Problem.diagnostics`.
         inner: the inner optimiser.
         where: words for the message.
+        estimator: the estimator that ran the loop, if any; where it moves the inner problem that may be the cause.
     """
     failed, lost = np.asarray(failed_step), ~np.isfinite(end)
     if (lost | (failed >= 0)).any():
@@ -27,7 +28,7 @@ def check_finite_path(end: Any, failed_step: Any, inner: InnerOptimizer, where: 
             )
         raise FloatingPointError(
             f"The inner loop of task {task} diverged{where}: the loss after {int(failed[task])} of {inner.steps} inner "
-            f"steps is not finite. {_advice(inner)}"
+            f"steps is not finite. {_advice(inner)}{_moved(estimator)}"
         )
 
 
@@ -63,6 +64,13 @@ def check_learned_weight(inner: InnerOptimizer, hyperparameters: Sequence[Any]) 
                 f"The proximal weight was learned to {weight:.3g}; times the inner `learning_rate`, "
                 f"{inner.learning_rate}, it must stay below 2, or every loop diverges. Lower either learning rate."
             )
+
+
+def _moved(estimator: Any) -> str:
+    """Return what else to lower where the estimator moves the inner problem or its start."""
+    if getattr(estimator, "scheme", "tangent") != "tangent":
+        return " Or lower the `perturbation`, which adds the query loss to the inner objective."
+    return " Or lower `sigma`, by which the initialisation is moved." if hasattr(estimator, "sigma") else ""
 
 
 def _advice(inner: InnerOptimizer) -> str:

@@ -1,6 +1,7 @@
 """The one decision of how independent work is run: vectorised, mapped or looped, with or without XLA.
 
-The same choice serves the tasks of a batch and the parallel HVPs of BinomMAML. All ways give the same numbers.
+The same choice serves the tasks of a batch and the parallel HVPs of BinomMAML. All ways give the same numbers,
+but that XLA makes other random ones of the same seeds (Dropout, ESMAML).
 
 | tasks         | what runs                                             | memory      | good for                    |
 |---------------|-------------------------------------------------------|-------------|-----------------------------|

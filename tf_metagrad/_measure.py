@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
-from tf_metagrad import _memory
+from tf_metagrad import _diagnostics, _memory
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.learner import MetaLearner
@@ -49,14 +50,22 @@ class Accuracy(NamedTuple):
 
 
 def make_step(learner: MetaLearner, estimator: Estimator) -> Step:
-    """Return the compiled meta-gradient as `step(batch, seed) -> gradients`; it ends when these are known."""
+    """Return the compiled meta-gradient as `step(batch, seed) -> gradients`; it ends when these are known.
+
+    The first step says in the log where a solver did not reach its tolerance.
+    """
+    said: list[str] = []
     function = learner.compiled_function(
         "comparison", (estimator, learner.inner), lambda t, s: learner.estimate(t, s, estimator)
     )
 
     def step(batch: Task, seed: int) -> list[tf.Tensor]:
-        gradients = function(batch, tf.constant(seed, tf.int64))[0]
+        gradients, _, _, diagnostics, _ = function(batch, tf.constant(seed, tf.int64))
         gradients[-1].numpy()  # a GPU may still be at work
+        if not said:
+            said.extend(_diagnostics.shortfalls(diagnostics, learner.inner, estimator) or ["nothing"])
+            if said != ["nothing"]:
+                logging.warning("Comparison, %s: %s", estimator, " ".join(said))
         return gradients
 
     return step

@@ -143,8 +143,8 @@ class Problem:
             pull = _tree.scale(self.weight(), _tree.subtract(phi, self.initial()))
             gradient = _tree.add(gradient, pull)
         if perturbation is not None:
-            with tf.control_dependencies(gradient):
-                query = self.query(_tree.identity(phi), state, tuple(self.functions.adapting))
+            waiting = _tree.after(gradient, phi, self.stacked)
+            query = self.query(waiting, state, tuple(self.functions.adapting))
             gradient = _tree.add(gradient, _tree.scale(perturbation, query.gradient))
         return gradient, new_state, loss
 

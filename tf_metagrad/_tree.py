@@ -42,9 +42,16 @@ def _column(factor: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     return factor if factor.shape.rank == 0 else tf.reshape(factor, [-1] + [1] * (like.shape.rank - 1))
 
 
-def identity(a: Params) -> list[tf.Tensor]:
-    """Return a as new tensors, which wait for the control dependencies in force."""
-    return [tf.identity(x) for x in a]
+def after(others: Params, a: Params, stacked: bool = False) -> list[tf.Tensor]:
+    """Return a as new tensors that wait for `others`.
+
+    XLA drops control dependencies, and keeps 0 times a sum, which might be NaN; where stacked, one for each entry of
+    the first axis.
+    """
+    first = 1 if stacked else 0
+    zero = 0 * tf.add_n([tf.reduce_sum(x, axis=list(range(first, x.shape.rank))) for x in others])
+    with tf.control_dependencies(others):
+        return [x + _column(zero, x) for x in a]
 
 
 def zeros_like(a: Params) -> list[tf.Tensor]:

@@ -244,7 +244,8 @@ class MetaLearner(keras.Model):
         function, seed = self._gradient_function(), tf.constant(seed, tf.int64)
         gradients, losses, predictions, diagnostics, _ = function(tasks, seed, tf.constant(0), self.snapshot())
         where = f" with {self.estimator}"
-        _diagnostics.check_finite_path(losses, diagnostics["inner_failed_step"], self.inner, where)
+        failed = diagnostics["inner_failed_step"]
+        _diagnostics.check_finite_path(losses, failed, self.inner, where, self.estimator)
         _diagnostics.check_learned_weight(self.inner, self.hyperparameters)
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
             logging.warning(shortfall)

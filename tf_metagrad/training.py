@@ -118,7 +118,7 @@ def _run_epoch(
         callbacks.on_train_batch_begin(step - epoch_start)
         losses, metrics, diagnostics = learner.update(_next(learner, stream, step), tf.constant(seed + step, tf.int64))
         where, failed = f" at step {step} with {learner.estimator}", diagnostics["inner_failed_step"]
-        _diagnostics.check_finite_path(losses, failed, learner.inner, where)
+        _diagnostics.check_finite_path(losses, failed, learner.inner, where, learner.estimator)
         if not warned and (warned := _diagnostics.shortfalls(diagnostics, learner.inner, learner.estimator)):
             logging.warning("Step %d: %s (Said once an epoch.)", step, " ".join(warned))
         total += float(tf.reduce_mean(losses))

@@ -60,7 +60,9 @@ class ESMAML(Estimator):
         def loss_at(offset: Params):
             moved = problem.moved(offset)
             path = moved.adapt()
-            return moved.query_loss(path.end, path.state).loss, path.failed_step
+            loss = moved.query_loss(path.end, path.state).loss
+            lost = (path.failed_step < 0) & ~tf.math.is_finite(loss)
+            return loss, tf.where(lost, problem.steps, path.failed_step)
 
         def body(pair, total, failed):
             noise = _noise(problem, pair)
