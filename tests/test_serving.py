@@ -44,12 +44,10 @@ def make(inner, convolutional=False, policy=None, **options):
 
 LEARNERS = {
     "batch": lambda: make(mg.inner.GradientDescent(3, 0.3), convolutional=True),
-    "per_step": lambda: make(mg.inner.GradientDescent(2, 0.3), convolutional=True, normalization="per_step"),
-    "nesterov": lambda: make(mg.inner.Momentum(3, 0.2, nesterov=True)),
-    "rmsprop": lambda: make(mg.inner.RMSprop(3, 0.05)),
+    "per_step": lambda: make(mg.inner.Momentum(2, 0.2, nesterov=True), convolutional=True, normalization="per_step"),
     "adam": lambda: make(mg.inner.Adam(3, 0.05)),
     "tolerance": lambda: make(mg.inner.ProximalGradientDescent(40, 0.3, weight=1.0, tolerance=0.05, learn="weight")),
-    "anil": lambda: make(mg.inner.GradientDescent(3, 0.3, learn="per_parameter"), adapt=["head"]),
+    "anil": lambda: make(mg.inner.RMSprop(3, 0.05, learn="per_parameter"), adapt=["head"]),
     "bfloat16": lambda: make(mg.inner.GradientDescent(2, 0.3), policy="mixed_bfloat16"),
     "float16": lambda: make(mg.inner.GradientDescent(2, 0.3), policy="float16"),
 }
@@ -145,6 +143,7 @@ def served(tmp_path_factory):
 def test_every_way_of_asking_gives_the_learners_numbers(served, name):
     root, learners, _ = served
     learner, tasks = learners[name], draw(0)
+    rounding = 1e-2 if name == "bfloat16" else 1e-6  # graphs fuse operations, which round once instead of twice
     answers = np.load(root / "models" / name / "answers.npz")
     for i in range(TASKS):
         solution = learner.solve(tasks["support_x"][i], tasks["support_y"][i])
@@ -156,8 +155,8 @@ def test_every_way_of_asking_gives_the_learners_numbers(served, name):
         flat = np.concatenate([np.ravel(w) for w in solution.weights])[-answers["adapt"].shape[1] :]
         for kind, expected in (("adapt", flat), ("predict_adapted", predictions), ("adapt_and_predict", predictions)):
             for found in (answers[kind], answers[f"{kind}_batch"]):
-                np.testing.assert_allclose(np.float32(found[i]), np.float32(expected), rtol=0, atol=1e-6)
-        np.testing.assert_allclose(np.float32(answers["predict"][i]), np.float32(initial), rtol=0, atol=1e-6)
+                np.testing.assert_allclose(np.float32(found[i]), np.float32(expected), rtol=0, atol=rounding)
+        np.testing.assert_allclose(np.float32(answers["predict"][i]), np.float32(initial), rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("name, dtype", [("batch", "float32"), ("bfloat16", "float32"), ("float16", "float16")])

@@ -67,7 +67,7 @@ def converged(weights: tf.Tensor) -> tf.Tensor:
 def _finite(name: str, x: tf.Tensor) -> tf.Operation:
     if not x.dtype.is_floating:
         return tf.no_op()
-    bad = tf.math.count_nonzero(~tf.math.is_finite(x))
+    bad = tf.math.count_nonzero(~tf.math.is_finite(x), dtype=tf.int32)  # the type that `Assert` needs no branch for
     return _require(bad == 0, f"`{name}` must be finite. Received: NaN or infinity, this many times:", bad)
 
 
