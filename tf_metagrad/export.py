@@ -3,30 +3,32 @@
 import os
 import shutil
 import tempfile
-from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_metagrad import _tree
-from tf_metagrad._execution import Execution
-from tf_metagrad._types import Task
+from tf_metagrad import _model_card
+from tf_metagrad._signatures import Served
 from tf_metagrad.learner import MetaLearner
-
-_ONE_TASK = Execution(tasks="loop", jit_compile=False)
 
 
 def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = False) -> str:
-    """Write a SavedModel with four signatures; the first axes may have any size.
+    """Write a SavedModel that adapts and predicts; the numbers of examples and of tasks are free.
 
-    | signature           | inputs                          | outputs                                           |
-    |---------------------|---------------------------------|---------------------------------------------------|
-    | `adapt_and_predict` | `support_x, support_y, query_x` | `predictions` of the weights adapted to the support set |
-    | `adapt`             | `support_x, support_y`          | `weights`, the adapted weights as one flat vector |
-    | `predict_adapted`   | `weights, query_x`              | `predictions` of such a vector                    |
-    | `predict`           | `query_x`                       | `predictions` of the initialisation               |
+    | signature                 | inputs                          | outputs                                           |
+    |---------------------------|---------------------------------|---------------------------------------------------|
+    | `adapt_and_predict`       | `support_x, support_y, query_x` | `predictions`, adapted to the support set          |
+    | `adapt`                   | `support_x, support_y`          | `weights`, the adapted weights as one flat vector |
+    | `predict_adapted`         | `weights, query_x`              | `predictions` of such a vector                    |
+    | `predict`                 | `query_x`                       | `predictions` of the initialisation               |
+    | `adapt_and_predict_batch` | as above, a leading axis of tasks | `predictions` of each task                      |
+    | `adapt_batch`             | as above, a leading axis of tasks | `weights` of each task                          |
+    | `predict_adapted_batch`   | as above, a leading axis of tasks | `predictions` of each task                      |
 
-    The folder appears whole or not at all.
+    `serving_default` is `adapt_and_predict`. A request that cannot be answered (labels outside of the ways, an empty
+    support set, NaN, counts that disagree, weights of another length) gets an `InvalidArgumentError` that says so. What
+    `saved_model_cli` cannot show is in `assets.extra/model_card.json`. The folder appears whole or not at all;
+    TensorFlow Serving wants it to be named by a number, the version: `export(learner, "saved_models/omniglot/1")`.
 
     Args:
         learner: the learner; its model has one input and one output tensor.
@@ -55,13 +57,15 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
     if os.path.exists(path) and not tf.saved_model.contains_saved_model(path):
         raise FileExistsError(f"Only a SavedModel is replaced. Received: {path!r}, which is none. Choose another path.")
-    archive = _archive(learner)
+    served = Served(learner)
+    archive = _archive(served)
     parent = os.path.dirname(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
     scratch = tempfile.mkdtemp(prefix=".export-", dir=parent)
     try:
         whole, old = os.path.join(scratch, "saved_model"), os.path.join(scratch, "old")
         archive.write_out(whole, verbose=False)
+        _model_card.write(served, whole)
         if os.path.exists(path):
             os.replace(path, old)
         try:
@@ -75,57 +79,9 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
     return path
 
 
-def _archive(learner: MetaLearner) -> keras.export.ExportArchive:
-    support_x, support_y, query_x, weights = _signature(learner)
-    shapes = learner.adapting_weights.shapes
+def _archive(served: Served) -> keras.export.ExportArchive:
     archive = keras.export.ExportArchive()
-    archive.track(learner.model)
-
-    def adapted(x, y):
-        task = Task(x[None], y[None], x[None], y[None])
-        _, phi = learner.use(lambda problem: ([], problem.adapt().end), task, 0, execution=_ONE_TASK)
-        return [p[0] for p in phi]
-
-    def adapt_and_predict(support_x, support_y, query_x):
-        return {"predictions": learner.predict_adapted(learner.full_weights(adapted(support_x, support_y)), query_x)}
-
-    def adapt(support_x, support_y):
-        return {"weights": _tree.ravel(adapted(support_x, support_y))}
-
-    def predict_adapted(weights, query_x):
-        full = learner.full_weights(_tree.unravel(weights, shapes))
-        return {"predictions": learner.predict_adapted(full, query_x)}
-
-    def predict(query_x):
-        full = [tf.convert_to_tensor(v) for v in learner.model.trainable_variables]
-        return {"predictions": learner.predict_adapted(full, query_x)}
-
-    archive.add_endpoint("adapt_and_predict", adapt_and_predict, [support_x, support_y, query_x])
-    archive.add_endpoint("adapt", adapt, [support_x, support_y])
-    archive.add_endpoint("predict_adapted", predict_adapted, [weights, query_x])
-    archive.add_endpoint("predict", predict, [query_x])
+    archive.track(served.learner.model)
+    for name, signature in served.signatures().items():
+        archive.add_endpoint(name, signature.function, signature.inputs)
     return archive
-
-
-def _signature(learner: MetaLearner) -> list[tf.TensorSpec]:
-    """Return the specs of support_x, support_y, query_x and the flat weights."""
-    x, y = _example_shape(learner.model, "input"), _example_shape(learner.model, "output")
-    dtype = learner.model.inputs[0].dtype
-    target = ([None], tf.int32) if learner.ways is not None else ([None, *y], dtype)
-    size = sum(tf.TensorShape(shape).num_elements() for shape in learner.adapting_weights.shapes)
-    return [
-        tf.TensorSpec([None, *x], dtype, "support_x"),
-        tf.TensorSpec(*target, "support_y"),
-        tf.TensorSpec([None, *x], dtype, "query_x"),
-        tf.TensorSpec([size], learner.model.trainable_variables[0].dtype, "weights"),
-    ]
-
-
-def _example_shape(model: keras.Model, end: str) -> tuple[int, ...]:
-    shape: Any = getattr(model, f"{end}_shape", None)
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) for n in shape[1:]):
-        raise ValueError(
-            f"`export` needs a model with one {end} tensor whose axes after the first are fixed. Received: "
-            f"{end} shape {shape}. Wrap the model in a functional one, keras.Model(keras.Input(...), ...)."
-        )
-    return shape[1:]

@@ -1,0 +1,72 @@
+"""docs/serving.md runs as it stands, and its request bodies fit the signatures."""
+
+import json
+import pathlib
+import re
+import shlex
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_serving import SIGNATURES
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs" / "serving.md"
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory):
+    """What the Python blocks leave, run one after the other in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("docs"))
+        names = {}
+        for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL):
+            exec(compile(code, str(DOCS), "exec"), names)  # noqa: S102
+        return names
+
+
+def bodies():
+    """Return the request bodies that curl sends, and those that jq makes of an answer."""
+    (shell,) = re.findall(r"```sh\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    sent = [json.loads(body) for body in re.findall(r"-d '(.*?)'", shell)]
+    made = re.findall(r"jq '(.*?)'", shell)
+    made = [re.sub(r"(\w+):", r'"\1":', text).replace(".outputs", '".outputs"') for text in made]
+    return sent, [json.loads(text) for text in made]
+
+
+def ask(served, body, outputs=None):
+    """Answer a REST body as the server does: tensors of the signature's types, checked names, one output unnamed."""
+    signature = served[body["signature_name"]]
+    specs = signature.structured_input_signature[1]
+    assert body["inputs"].keys() == specs.keys()
+    values = {name: outputs if value == ".outputs" else value for name, value in body["inputs"].items()}
+    (answer,) = signature(**{name: tf.constant(values[name], spec.dtype) for name, spec in specs.items()}).values()
+    return answer.numpy().tolist()
+
+
+def test_every_signature_has_a_body_that_it_can_answer(documented):
+    served = documented["served"]
+    sent, made = bodies()
+    answers = {body["signature_name"]: ask(served, body) for body in sent}
+    for body in made:
+        name = body["signature_name"]
+        answers[name] = ask(served, body, answers[name.replace("predict_adapted", "adapt")])
+    assert answers.keys() == SIGNATURES
+    np.testing.assert_allclose(answers["predict_adapted"], answers["adapt_and_predict"], atol=1e-6)
+    np.testing.assert_allclose(answers["predict_adapted_batch"], answers["adapt_and_predict_batch"], atol=1e-6)
+    np.testing.assert_allclose(documented["predictions"], answers["adapt_and_predict"], atol=1e-6)
+
+
+def test_command_line_example_names_the_inputs():
+    (line,) = re.findall(r'--input_exprs "(.*)"', DOCS.read_text())
+    assert [part.split("=")[0].strip() for part in line.split(";")] == ["support_x", "support_y", "query_x"]
+    assert shlex.split(f'"{line}"')
+
+
+def test_messages_are_those_of_the_checks():
+    source = (DOCS.parents[1] / "tf_metagrad" / "_request_checks.py").read_text()
+    rows = re.search(r"\| request \| message \|\n\|.*?\n(.*?)\n\n", DOCS.read_text(), re.DOTALL)[1]
+    ours = [row for row in rows.splitlines() if "another shape" not in row]  # that message is TensorFlow's
+    for row in ours:
+        message = re.search(r"\| `+ ?(.*?) ?`+(?:,.*)? \|$", row)[1]
+        words = max(re.split(r"`[^`]*`|\d+", message), key=len).strip()
+        assert len(words) > 9 and words in source, row
