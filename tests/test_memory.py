@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tf_metagrad as mg
-from tf_metagrad import _memory
+from tf_metagrad import _measure, _memory
 from tf_metagrad.estimators import FOBMAML, FOMAML, MAML
 
 allocator = pytest.mark.skipif(
@@ -86,8 +86,8 @@ def test_perturbed_problems_need_the_memory_of_fomaml(kind, jit_compile):
             model, "mse", mg.inner.ProximalGradientDescent(3, 1e-3), estimator, execution="map",
             jit_compile=jit_compile, adapt=[model.layers[-1].name] if kind == "head" else "all",
         )  # fmt: skip
-        function, seed = learner._gradient_function(), tf.constant(0, tf.int64)
-        function(batch, seed)
-        sizes = [_memory._allocated(lambda f=function: f(batch, seed), "CPU:0") for _ in range(5)]  # noqa: B023
+        step = _measure.make_step(learner, learner.estimator)
+        step(batch, 0)
+        sizes = [_memory._allocated(lambda s=step: s(batch, 0), "CPU:0") for _ in range(5)]
         peaks.append(statistics.median(sizes))
     assert peaks[1] < 1.05 * peaks[0] and peaks[0] > 2**22
