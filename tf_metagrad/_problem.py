@@ -80,6 +80,12 @@ class Problem:
         problem.offset = offset
         return problem
 
+    def after(self, others: Params) -> "Problem":
+        """Return the problem, for what has to wait until `others` are known."""
+        problem = copy.copy(self)
+        problem.theta = _tree.after(others, self.theta)
+        return problem
+
     def _theta(self) -> list[tf.Tensor]:
         """Return all weights of the initialisation, for each task where stacked."""
         theta = self.theta
@@ -143,7 +149,7 @@ class Problem:
             pull = _tree.scale(self.weight(), _tree.subtract(phi, self.initial()))
             gradient = _tree.add(gradient, pull)
         if perturbation is not None:
-            waiting = _tree.after(gradient, phi, self.stacked)
+            waiting = _tree.after(gradient, phi)
             query = self.query(waiting, state, tuple(self.functions.adapting))
             gradient = _tree.add(gradient, _tree.scale(perturbation, query.gradient))
         return gradient, new_state, loss

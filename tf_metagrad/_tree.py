@@ -42,16 +42,14 @@ def _column(factor: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     return factor if factor.shape.rank == 0 else tf.reshape(factor, [-1] + [1] * (like.shape.rank - 1))
 
 
-def after(others: Params, a: Params, stacked: bool = False) -> list[tf.Tensor]:
+def after(others: Params, a: Params) -> list[tf.Tensor]:
     """Return a as new tensors that wait for `others`.
 
-    XLA drops control dependencies, and keeps 0 times a sum, which might be NaN; where stacked, one for each entry of
-    the first axis.
+    XLA drops control dependencies, so a zero is added that it cannot know before it has `others`.
     """
-    first = 1 if stacked else 0
-    zero = 0 * tf.add_n([tf.reduce_sum(x, axis=list(range(first, x.shape.rank))) for x in others])
-    with tf.control_dependencies(others):
-        return [x + _column(zero, x) for x in a]
+    total = tf.add_n([tf.cast(tf.reduce_sum(x), a[0].dtype) for x in others])
+    zero = tf.where(tf.math.is_finite(total), 0 * total, 0)
+    return [x + tf.cast(zero, x.dtype) for x in a]
 
 
 def zeros_like(a: Params) -> list[tf.Tensor]:

@@ -23,7 +23,8 @@ that is |phi_nu - theta|^2 / 2, for weights that do not adapt the gradient of nu
 
 Cost: two K gradients for each point of the stencil (one K at nu = 0), no HVP; the tangent takes K HVPs and K query
 gradients. Memory: that of FOMAML and two more sets of weights, for the problems are solved one after the other, with
-the support and the query gradient one after the other.
+the support and the query gradient one after the other. (Where only the last layers adapt, XLA computes the features
+before them once and keeps them for both sets of examples: less time, more memory.)
 
 Before the solution is reached neither is the gradient of the loss after K steps, which MAML computes.
 
@@ -72,18 +73,16 @@ def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     penalty, diagnostics = 0.0, {}
     for point, slope, share in zip(*_STENCILS[scheme], strict=True):
         nu, slope = tf.constant(point * perturbation, initial[0].dtype), slope / perturbation
-        with tf.control_dependencies([*moved, *shared]):  # one problem after the other, with all that belongs to it
-            path = problem.adapt(perturbation=nu if point else None)
-            away = _tree.subtract(path.end, initial)
-            moved = _tree.add(moved, _tree.scale(slope, away))
-            mean = _tree.add(mean, _tree.scale(share, away))
-            if problem.shared:
-                shared = _tree.add(shared, _tree.scale(slope, _shared_gradient(problem, path, nu)))
+        path = problem.after([*moved, *shared]).adapt(perturbation=nu if point else None)  # one after the other
+        away = _tree.subtract(path.end, initial)
+        moved = _tree.add(moved, _tree.scale(slope, away))
+        mean = _tree.add(mean, _tree.scale(share, away))
+        if problem.shared:
+            shared = _tree.add(shared, _tree.scale(slope, _shared_gradient(problem, path, nu)))
         penalty += slope * _tree.dot(away, away, problem.stacked) / 2
         found = problem.diagnostics(path)
         diagnostics = {name: tf.maximum(value, diagnostics.get(name, value)) for name, value in found.items()}
-    with tf.control_dependencies(shared):
-        query = problem.query(_tree.add(initial, mean), path.state, ())
+    query = problem.after([*moved, *shared]).query(_tree.add(initial, mean), path.state, ())
     gradients = problem.merged(_tree.scale(-problem.weight(), moved), shared)
     return Estimate(problem.mean(gradients), problem.weight_gradient(penalty), query, diagnostics)
 
@@ -91,7 +90,7 @@ def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
 def _shared_gradient(problem: Problem, path: Path, nu: tf.Tensor) -> list[tf.Tensor]:
     """Return the gradient of nu f + f-hat with respect to the weights that do not adapt."""
     support, *_ = problem.support_gradient(path.end, path.state, shared_only=True)
-    waiting = _tree.after(support, path.end, problem.stacked)
+    waiting = _tree.after(support, path.end)
     query = problem.query(waiting, path.state, tuple(problem.shared))
     return _tree.add(support, _tree.scale(nu, query.gradient))
 
@@ -103,7 +102,7 @@ def tangent(problem: Problem) -> Estimate:
     def body(step, at, t):
         with tf.name_scope("tangent_step"):
             gradient, product, state, loss = problem.curvature(at.phi, at.state, t)
-            query = problem.query(_tree.after(gradient, at.phi, problem.stacked), at.state, adapting)
+            query = problem.query(_tree.after(gradient, at.phi), at.state, adapting)
             pull = _tree.scale(weight, _tree.subtract(at.phi, problem.initial()))
             gradient = _tree.add(problem.adapting(gradient), pull)
             slope = _tree.add(_tree.add(problem.adapting(product), _tree.scale(weight, t)), query.gradient)
