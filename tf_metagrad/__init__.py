@@ -9,13 +9,14 @@ from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
 from tf_metagrad.learner import MetaLearner
 from tf_metagrad.recommendation import Recommendation, recommend
-from tf_metagrad.training import train
+from tf_metagrad.training import Preempted, train
 
 __all__ = [
     "Comparison",
     "Evaluation",
     "MetaGradient",
     "MetaLearner",
+    "Preempted",
     "Recommendation",
     "Solution",
     "Task",

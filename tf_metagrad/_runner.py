@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_metagrad import _execution
+from tf_metagrad import _execution, _tree
 from tf_metagrad._execution import Execution
 from tf_metagrad._model import FunctionalModel
 from tf_metagrad._problem import Problem
@@ -77,6 +77,7 @@ class TaskRunner:
         inner: InnerOptimizer,
         learning: bool = True,
         execution: Execution | None = None,
+        shares: tf.Tensor | None = None,
     ):
         """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
 
@@ -90,6 +91,7 @@ class TaskRunner:
             learning: whether this is part of a meta-update, or adaptation in use; they differ in what batch
                 normalisation with averages for each step does.
             execution: another way to run than the runner's.
+            shares: `[tasks]`, the factor of each task in the mean; None leaves them alike.
         """
         execution = execution or self.execution
         state = self.state()
@@ -111,11 +113,13 @@ class TaskRunner:
                 tf.cast(seeds[:, i], s.dtype) if seeded[i] else tf.broadcast_to(s, [count, *s.shape])
                 for i, s in enumerate(state)
             ]
-            return body(make(state=stacked, task=tasks, seed=seeds[:, -1], stacked=True))
+            return body(make(state=stacked, task=tasks, seed=seeds[:, -1], stacked=True, shares=shares))
 
         def one(elements):
-            task, own_seeds = elements
+            task, own_seeds, *share = elements
             own = [tf.cast(own_seeds[i], s.dtype) if seeded[i] else s for i, s in enumerate(state)]
-            return body(make(state=own, task=task, seed=own_seeds[-1], stacked=False))
+            totals, outputs = body(make(state=own, task=task, seed=own_seeds[-1], stacked=False))
+            return (_tree.scale(*share, totals) if share else totals), outputs
 
-        return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)
+        elements = (tasks, seeds) if shares is None else (tasks, seeds, shares)
+        return _execution.accumulate_over(one, elements, execution.tasks)

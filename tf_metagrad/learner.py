@@ -1,7 +1,6 @@
 """`MetaLearner`: a Keras model, a loss, an inner optimiser and a meta-gradient estimator."""
 
 import dataclasses
-import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_metagrad import _checks, _diagnostics, _execution
+from tf_metagrad._meta_update import MetaUpdate, Updated
 from tf_metagrad._runner import TaskRunner
 from tf_metagrad._types import MetaGradient, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
@@ -94,7 +94,7 @@ class MetaLearner(keras.Model):
             dict(zip(averages, self.step_statistics, strict=True)),
         )  # fmt: skip
         self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
-        self._has_metrics = False
+        self._meta_update = MetaUpdate(self)
         self._estimator = None
         self.estimator = estimator or MAML()
         self.built = True
@@ -139,7 +139,7 @@ class MetaLearner(keras.Model):
         """Set the meta-optimizer and the metrics of the query predictions, as in `keras.Model.compile`."""
         super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
         self.optimizer.build(self.meta_variables)
-        self._has_metrics = bool(metrics)
+        self._meta_update.has_metrics = bool(metrics)
 
     # Running tasks -----------------------------------------------------------------------------------------------
 
@@ -153,10 +153,10 @@ class MetaLearner(keras.Model):
         """Run `body(problem)` as `run_tasks` does, for adaptation in use rather than for a meta-update."""
         return self.run_tasks(body, tasks, seed, learning=False, **options)
 
-    def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None):
+    def estimate(self, tasks: Task, seed: Any, estimator: Estimator | None = None, **options: Any):
         """Return `(gradients, query losses, predictions, diagnostics, step statistics)`, all but the first by task.
 
-        To be called while tracing a compiled step.
+        To be called while tracing a compiled step; the options are those of `TaskRunner.run`.
         """
 
         def body(problem):
@@ -166,7 +166,7 @@ class MetaLearner(keras.Model):
                 [estimate.query.state[i] for i in self._runner.statistics],
             )  # fmt: skip
 
-        gradients, outputs = self.run_tasks(body, tasks, seed)
+        gradients, outputs = self.run_tasks(body, tasks, seed, **options)
         return gradients, *outputs
 
     def compiled_function(self, kind: str, key: Any, function: Callable) -> _execution.Compiled:
@@ -175,29 +175,13 @@ class MetaLearner(keras.Model):
             self._cache.functions[kind, key] = _execution.Compiled(function, self.execution.jit_compile)
         return self._cache.functions[kind, key]
 
-    def _gradient_function(self) -> _execution.Compiled:
-        estimator = self.estimator
-        key = (estimator, self.inner)
-        return self.compiled_function("gradient", key, lambda t, s: self.estimate(t, s, estimator))
+    def update(self, tasks: Task, seed: tf.Tensor, on_nonfinite: str = "raise", where: str = "") -> Updated:
+        """Apply one compiled meta-update; see `MetaUpdate.run`."""
+        return self._meta_update.run(tasks, seed, on_nonfinite, where)
 
-    def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Apply one compiled meta-update; return each task's query loss, running values of the metrics, diagnostics."""
-        function = self._gradient_function()
-        gradient, outputs = function.trace(tasks, seed)
-        if ("update", gradient) not in self._cache.functions:
-            self._build_metrics(tasks, outputs[2])
-            self._cache.functions["update", gradient] = tf.function(
-                functools.partial(self._update, gradient), autograph=False
-            )
-        return self._cache.functions["update", gradient](tasks, seed)
-
-    def _update(self, gradient: Callable, tasks: Task, seed: tf.Tensor):
-        gradients, losses, predictions, diagnostics, statistics = gradient(tasks, seed)
-        with tf.name_scope("meta_optimizer"):
-            self.optimizer.apply(gradients, self.meta_variables)
-        for variable, values in zip(self.step_statistics, statistics, strict=True):
-            variable.assign(tf.reduce_mean(values, axis=0))
-        return losses, self._running_metrics(tasks.query_y, predictions), diagnostics
+    def prepare(self, tasks: Task, estimators: Sequence[Estimator]) -> None:
+        """Trace what meta-updates on such tasks run, with each of the estimators; nothing is changed."""
+        self._meta_update.prepare(tasks, tf.constant(0, tf.int64), list(estimators))
 
     # What users call ---------------------------------------------------------------------------------------------
 
@@ -214,13 +198,11 @@ class MetaLearner(keras.Model):
 
         Raises:
             ValueError: NaN in the data, labels outside of the ways, a support set that lacks a class.
-            FloatingPointError: the inner loop of a task diverged; the message names the task and the step.
+            FloatingPointError: a task diverged; the message names it, and the step of the inner loop.
         """
         tasks = self.check_tasks(tasks)
-        function = self._gradient_function()
-        gradients, losses, predictions, diagnostics, _ = function(tasks, tf.constant(seed, tf.int64))
-        where = f" with {self.estimator}"
-        _diagnostics.check_finite_path(losses, diagnostics["inner_failed_step"], self.inner, where)
+        checked = self._meta_update.checked(tasks, tf.constant(seed, tf.int64), f" with {self.estimator}")
+        gradients, losses, predictions, diagnostics, _ = checked
         _diagnostics.check_learned_weight(self.inner, self.hyperparameters)
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
             logging.warning(shortfall)
@@ -272,8 +254,9 @@ class MetaLearner(keras.Model):
         return self._runner.functional(learning=False).predict(weights, state, query_x, training=False)[0]
 
     def evaluate_tasks(
-        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0
-    ) -> Evaluation:
+        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0,
+        on_nonfinite: str = "raise",
+    ) -> Evaluation:  # fmt: skip
         """Adapt to `count` tasks and judge each on its query set.
 
         Args:
@@ -281,13 +264,15 @@ class MetaLearner(keras.Model):
             count: number of tasks.
             steps: K, if other than the inner optimiser's.
             seed: the randomness of layers such as Dropout during adaptation is a function of it.
+            on_nonfinite: what a task does whose inner loop diverged: `"raise"` an error, or `"skip"`: it is named in
+                the log and counted in `skipped`, and the means are those of the others of the `count`.
 
         Returns:
             `Evaluation`: mean and 95 % confidence half-width of the loss and of each compiled metric.
 
         Raises:
             ValueError: as for `meta_gradient`; or `tasks` ends before `count` tasks.
-            FloatingPointError: the inner loop of a task diverged.
+            FloatingPointError: the inner loop of a task diverged; or, to be skipped, of all tasks.
         """
         inner = self._inner(steps)
 
@@ -297,12 +282,16 @@ class MetaLearner(keras.Model):
             return [], (query.loss, query.predictions, path.failed_step)
 
         function = self.compiled_function("evaluate", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
-        rows: list[dict[str, float]] = []
+        rows: list[dict[str, float] | None] = []
         for index, batch in enumerate(tasks):
             batch = self.check_tasks(batch)
             losses, predictions, failed = function(batch, tf.constant(seed + index, tf.int64))
-            _diagnostics.check_finite_path(losses, failed, inner, f" in batch {index}")
+            faults = _diagnostics.faults(losses, failed, inner, f" in batch {index} of the evaluation")
+            _diagnostics.raise_or_log(dict(list(faults.items())[: count - len(rows)]), on_nonfinite)
             for i, loss in enumerate(losses.numpy()):
+                if i in faults:
+                    rows.append(None)
+                    continue
                 one = tf.nest.map_structure(lambda t: t[i : i + 1], (batch.query_y, predictions))  # noqa: B023
                 rows.append({"loss": float(loss), **{k: float(v) for k, v in self.metrics_of(*one).items()}})
             if len(rows) >= count:
@@ -314,25 +303,19 @@ class MetaLearner(keras.Model):
         _checks.check_tasks(tasks, self.ways)
         return Task(*tf.nest.map_structure(tf.convert_to_tensor, tuple(tasks)))
 
+    def check_first(self, tasks: Task) -> None:
+        """Raise `ValueError` where the shapes or dtypes of a batch, and so those of its stream, don't fit the model."""
+        _checks.check_fit(tasks, self.model, self.task_loss, self.ways)
+
     def metrics_of(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
         """Return the compiled metrics of targets and predictions `[tasks, query, ...]`, all tasks taken together."""
         self.reset_metrics()
-        return self._running_metrics(y_true, y_pred)
+        self._meta_update.count_metrics(y_true, y_pred)
+        return self._meta_update.metrics()
 
-    def _running_metrics(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
-        if not self._has_metrics:
-            return {}
-        flat = [tf.nest.map_structure(lambda t: tf.reshape(t, [-1, *t.shape[2:]]), v) for v in (y_true, y_pred)]
-        results = self.compute_metrics(None, *flat)
-        results.pop("loss", None)
-        return results
-
-    def _build_metrics(self, tasks: Task, predictions: Any) -> None:
-        """Let Keras make its metric variables, which it does at the first call, outside of the compiled step."""
-        if self._has_metrics and not self.metrics_variables:
-            zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), predictions)
-            self.metrics_of(tasks.query_y, zeros)
-            self.reset_metrics()
+    def running_metrics(self) -> dict[str, tf.Tensor]:
+        """Return the present values of the compiled metrics."""
+        return self._meta_update.metrics()
 
     def _inner(self, steps: int | None) -> InnerOptimizer:
         return self.inner if steps is None else dataclasses.replace(self.inner, steps=steps)

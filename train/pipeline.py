@@ -1,6 +1,8 @@
 """From settings to a trained, judged and exported learner."""
 
+import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -69,36 +71,51 @@ def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.M
     return learner
 
 
-def run(settings: Settings, options: Settings) -> None:
-    """Train, evaluate, export."""
+def run(settings: Settings, options: Settings, termination: Any) -> None:
+    """Train, evaluate, export; where the process is asked to terminate, training stops with a checkpoint."""
+    if settings["deterministic"]:
+        tf.config.experimental.enable_op_determinism()
     schedule = make_schedule(settings)
     learner = make_learner(settings, schedule[0])
-    validation, test = (stream(split, settings, options) for split in ("validation", "test"))
+    test = stream("test", settings, options)
     output = pathlib.Path(options["output"] or f"runs/{settings['task']}")
     with output_folder(output, settings):
-        history = HistoryFile(output / "history.csv")
         device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         estimator = settings["schedule"] or settings["estimator"]
         print(f"Training on {settings['task']} with {estimator}, on the {device}. Output: {output}", flush=True)
-        mg.train(
-            learner,
-            lambda start: stream("train", settings, options, start),
-            settings["steps"],
-            schedule=schedule,
-            epoch_steps=settings["epoch_steps"],
-            validation=validation,
-            validation_count=settings["validation_tasks"],
-            callbacks=[history],
-            directory=output,
-            profile_steps=options["profile_steps"],
-            seed=settings["seed"],
-            verbose=options["verbose"],
-        )
+        history = HistoryFile(output / "history.csv")
+        with termination.deferred(), contextlib.suppress(mg.Preempted):
+            train(learner, settings, options, schedule, output, history, lambda: termination.requested)
         if history.rows:
             history.plot(output / "curve.png")
-        print(f"Evaluating on {settings['evaluation_tasks']} unseen tasks ...", flush=True)
-        result = learner.evaluate_tasks(test, settings["evaluation_tasks"])
+        count = settings["evaluation_tasks"]
+        print(f"Evaluating on {count} unseen tasks ...", flush=True)
+        result = learner.evaluate_tasks(test, count, on_nonfinite=settings["on_nonfinite"])
         write_json(output / "result.json", result._asdict())
         mg.export(learner, output / "saved_model", overwrite=True)
     print(f"Test {result}, 95 % confidence")
     print(f"SavedModel: {output / 'saved_model'}\nLearning curve: {output / 'curve.png'}")
+
+
+def train(
+    learner: mg.MetaLearner, settings: Settings, options: Settings, schedule: dict, output: pathlib.Path,
+    history: HistoryFile, preempted: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Train in the output folder."""
+    mg.train(
+        learner,
+        lambda start: stream("train", settings, options, start),
+        settings["steps"],
+        schedule=schedule,
+        epoch_steps=settings["epoch_steps"],
+        checkpoint_steps=options["checkpoint_steps"],
+        validation=stream("validation", settings, options),
+        validation_count=settings["validation_tasks"],
+        callbacks=[history],
+        directory=output,
+        profile_steps=options["profile_steps"],
+        on_nonfinite=settings["on_nonfinite"],
+        preempted=preempted,
+        seed=settings["seed"],
+        verbose=options["verbose"],
+    )

@@ -14,10 +14,20 @@ import keras
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file that is whole or not there.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        error.strerror = f"{error.strerror}; {str(path)!r} could not be written, what was there before is intact"
+        raise OSError(error.errno, error.strerror) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
