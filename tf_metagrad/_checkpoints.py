@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,8 +82,7 @@ class Checkpoints:
         )
         with writing(f"The folder {self.folder!r}", "Choose another `directory`, or make room."):
             tf.io.gfile.makedirs(self.folder)
-            for path in tf.io.gfile.glob(os.path.join(self.folder, "*_temp*")):  # a killed run was about to write it
-                tf.io.gfile.rmtree(path)
+            self._remove_partial()
             probe = os.path.join(self.folder, f".probe-{os.getpid()}")
             tf.io.gfile.GFile(probe, "w").write(" " * 4096)
             tf.io.gfile.remove(probe)
@@ -113,7 +113,16 @@ class Checkpoints:
         intact = f"{os.path.basename(last)!r}, the last one before, is intact" if last else "There is none before it"
         advice = f"{intact}; make room, then the same call goes on from there."
         with writing(f"The checkpoint of step {step} in {self.folder!r}", advice):
-            self._manager.save(checkpoint_number=step)
+            try:
+                self._manager.save(checkpoint_number=step)
+            except BaseException:
+                self._remove_partial()
+                raise
+
+    def _remove_partial(self) -> None:
+        """Remove what a run was about to write when it was killed, or the disk was full."""
+        for path in tf.io.gfile.glob(os.path.join(self.folder, "*_temp*")):
+            tf.io.gfile.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -127,5 +136,5 @@ def writing(what: str, advice: str) -> Iterator[None]:
         yield
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-        reason = reason.strip().splitlines()[0].removesuffix(".")
+        reason = re.sub(r" \[Op:\w+\]$", "", reason.strip().splitlines()[0]).rpartition("; ")[2].removesuffix(".")
         raise OSError(f"{what} could not be written: {reason}. {advice}") from error

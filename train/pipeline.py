@@ -11,9 +11,11 @@ from runs import HistoryFile, output_folder, write_json
 from tasks import TASKS, stream
 
 import tf_metagrad as mg
+from tf_metagrad._checkpoints import writing
 from tf_metagrad.estimators import parse_schedule
 
 Settings = dict[str, Any]
+_ADVICE = "What was there before is intact; make room, then the same command goes on."
 
 
 def make_schedule(settings: Settings) -> dict[int, mg.estimators.Estimator]:
@@ -87,12 +89,14 @@ def run(settings: Settings, options: Settings, termination: Any) -> None:
         with termination.deferred(), contextlib.suppress(mg.Preempted):
             train(learner, settings, options, schedule, output, history, lambda: termination.requested)
         if history.rows:
-            history.plot(output / "curve.png")
+            with writing(f"The learning curve of {str(output)!r}", _ADVICE):
+                history.plot(output / "curve.png")
         count = settings["evaluation_tasks"]
         print(f"Evaluating on {count} unseen tasks ...", flush=True)
         result = learner.evaluate_tasks(test, count, on_nonfinite=settings["on_nonfinite"])
         write_json(output / "result.json", result._asdict())
-        mg.export(learner, output / "saved_model", overwrite=True)
+        with writing(f"The SavedModel of {str(output)!r}", _ADVICE):
+            mg.export(learner, output / "saved_model", overwrite=True)
     print(f"Test {result}, 95 % confidence")
     print(f"SavedModel: {output / 'saved_model'}\nLearning curve: {output / 'curve.png'}")
 

@@ -26,8 +26,10 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        error.strerror = f"{error.strerror}; {str(path)!r} could not be written, what was there before is intact"
-        raise OSError(error.errno, error.strerror) from error
+        raise OSError(
+            f"{str(path)!r} could not be written: {error.strerror}. What was there before is intact; make room, then "
+            "the same command goes on."
+        ) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -66,7 +68,7 @@ def _prepare(output: pathlib.Path, settings: dict[str, Any]) -> bool:
         write_json(config, settings)
     except OSError as error:
         raise ValueError(
-            f"The output folder {str(output)!r} cannot be written: {error.strerror}. Choose another --output."
+            f"The output folder {str(output)!r} cannot be written: {error.strerror or error}. Choose another --output."
         ) from error
     return True
 
