@@ -85,10 +85,7 @@ def check_tasks(task: Task, ways: int | None) -> None:
         task: a batch of tasks, with a leading axis.
         ways: number of classes where targets are class labels `[tasks, examples]`; None for other targets.
     """
-    if not isinstance(task, tuple) or len(task) != len(Task._fields):
-        raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
-    task = Task(*task)
-    check_shapes(task)
+    task = as_batch(task)
     for name, part in task._asdict().items():
         for leaf in tf.nest.flatten(part):
             check_finite(name, np.asarray(leaf))
@@ -98,6 +95,14 @@ def check_tasks(task: Task, ways: int | None) -> None:
         check_labels(name, np.asarray(getattr(task, name)), ways)
     for index, labels in enumerate(np.asarray(task.support_y)):
         check_support(labels, ways, f"task {index} of the batch")
+
+
+def as_batch(task: Any) -> Task:
+    """Return a batch of tasks as a `Task`; raise where its parts do not agree."""
+    if not isinstance(task, tuple) or len(task) != len(Task._fields):
+        raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
+    check_shapes(Task(*task))
+    return Task(*task)
 
 
 def check_fit(task: Task, model: keras.Model, loss: Any, ways: int | None) -> None:

@@ -46,10 +46,7 @@ def raise_or_log(found: dict[int, str], on_nonfinite: str) -> None:
 
 def gradient_fault(task: int, inner: InnerOptimizer, where: str) -> str:
     """Return the sentence for a task whose loss is finite and whose gradient is not."""
-    return (
-        f"The meta-gradient of task {task} is not finite{where}, though its loss is: the products of its Hessians grew "
-        f"too large. {_advice(inner)}"
-    )
+    return f"The meta-gradient of task {task} is not finite{where}, though its loss is. {_advice(inner)}"
 
 
 def shortfalls(diagnostics: dict[str, Any], inner: InnerOptimizer, estimator: Any) -> list[str]:

@@ -83,7 +83,10 @@ class Epochs:
             self.swap(step)
             self.callbacks.on_train_batch_begin(step - progress.start)
             where = f" at step {step} with {self.learner.estimator}, seed {self.seed + step}"
-            batch, seed = next_batch(self.learner, self.stream, step), tf.constant(self.seed + step, tf.int64)
+            batch, seed = (
+                next_batch(self.stream, step, self.learner.check_tasks),
+                tf.constant(self.seed + step, tf.int64),
+            )
             updated = self.learner.update(batch, seed, self.on_nonfinite, where)
             self.done += 1
             _diagnostics.raise_or_log(updated.skipped, self.on_nonfinite)
@@ -149,8 +152,8 @@ class Epochs:
         _diagnostics.check_learned_weight(self.learner.inner, self.learner.hyperparameters)
 
 
-def next_batch(learner: MetaLearner, stream: Iterator[Task], step: int) -> Task:
-    """Return the batch of a step, as tensors.
+def next_batch(stream: Iterator[Task], step: int, check: Callable[[Task], Task]) -> Task:
+    """Return the batch of a step, checked.
 
     Raises:
         ValueError: there is none, or it is not fit to learn from.
@@ -161,4 +164,4 @@ def next_batch(learner: MetaLearner, stream: Iterator[Task], step: int) -> Task:
             f"`tasks` must hold a batch for every step. Received: a stream that ended at step {step}. "
             "Use `.repeat()`, or fewer `steps`."
         )
-    return learner.check_tasks(batch)
+    return check(batch)

@@ -303,9 +303,11 @@ class MetaLearner(keras.Model):
         _checks.check_tasks(tasks, self.ways)
         return Task(*tf.nest.map_structure(tf.convert_to_tensor, tuple(tasks)))
 
-    def check_first(self, tasks: Task) -> None:
-        """Raise `ValueError` where the shapes or dtypes of a batch, and so those of its stream, don't fit the model."""
-        _checks.check_fit(tasks, self.model, self.task_loss, self.ways)
+    def check_first(self, tasks: Task) -> Task:
+        """Do what `check_tasks` does, and refuse shapes or dtypes, which are the whole stream's, that don't fit."""
+        batch = tf.nest.map_structure(tf.convert_to_tensor, tuple(_checks.as_batch(tasks)))
+        _checks.check_fit(Task(*batch), self.model, self.task_loss, self.ways)
+        return self.check_tasks(tasks)
 
     def metrics_of(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
         """Return the compiled metrics of targets and predictions `[tasks, query, ...]`, all tasks taken together."""
