@@ -1,6 +1,7 @@
 """Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
 
 from tf_metagrad import bounds, data, estimators, inner, models, optimizers
+from tf_metagrad._distribution import make_strategy
 from tf_metagrad._table import Comparison
 from tf_metagrad._types import MetaGradient, Solution, Task
 from tf_metagrad.bounds import estimate_smoothness
@@ -9,13 +10,14 @@ from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.export import export
 from tf_metagrad.learner import MetaLearner
 from tf_metagrad.recommendation import Recommendation, recommend
-from tf_metagrad.training import train
+from tf_metagrad.training import Preempted, train
 
 __all__ = [
     "Comparison",
     "Evaluation",
     "MetaGradient",
     "MetaLearner",
+    "Preempted",
     "Recommendation",
     "Solution",
     "Task",
@@ -26,6 +28,7 @@ __all__ = [
     "estimators",
     "export",
     "inner",
+    "make_strategy",
     "models",
     "optimizers",
     "recommend",

@@ -1,5 +1,6 @@
 """Checks of what users hand in: each raises `ValueError` with what was received, what was expected, and the fix."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -84,10 +85,7 @@ def check_tasks(task: Task, ways: int | None) -> None:
         task: a batch of tasks, with a leading axis.
         ways: number of classes where targets are class labels `[tasks, examples]`; None for other targets.
     """
-    if not isinstance(task, tuple) or len(task) != len(Task._fields):
-        raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
-    task = Task(*task)
-    check_shapes(task)
+    task = as_batch(task)
     for name, part in task._asdict().items():
         for leaf in tf.nest.flatten(part):
             check_finite(name, np.asarray(leaf))
@@ -97,6 +95,52 @@ def check_tasks(task: Task, ways: int | None) -> None:
         check_labels(name, np.asarray(getattr(task, name)), ways)
     for index, labels in enumerate(np.asarray(task.support_y)):
         check_support(labels, ways, f"task {index} of the batch")
+
+
+def as_batch(task: Any) -> Task:
+    """Return a batch of tasks as a `Task`; raise where its parts do not agree."""
+    if not isinstance(task, tuple) or len(task) != len(Task._fields):
+        raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
+    check_shapes(Task(*task))
+    return Task(*task)
+
+
+def check_fit(task: Task, model: keras.Model, loss: Any, ways: int | None) -> None:
+    """Raise unless inputs have the model's shape and a dtype it can read, and targets fit the loss."""
+    for name, part in task._asdict().items():
+        for leaf in tf.nest.flatten(part):
+            if not (leaf.dtype.is_floating or leaf.dtype.is_integer or leaf.dtype.is_bool):
+                raise ValueError(f"`{name}` must hold numbers. Received: dtype {leaf.dtype.name}. Convert it first.")
+    inputs = getattr(model, "inputs", None) or []
+    for name in ("support_x", "query_x"):
+        for leaf, like in zip(tf.nest.flatten(getattr(task, name)), inputs, strict=False):
+            _check_shape(name, leaf, tuple(like.shape)[1:], "the model's inputs")
+    output = getattr(model, "output_shape", None)
+    for name in ("support_y", "query_y"):
+        targets = getattr(task, name)
+        if ways is not None:
+            _check_shape(name, targets, (), "class labels")
+            if targets.dtype.is_floating and np.any(np.asarray(targets) % 1):
+                raise ValueError(f"`{name}` must be class labels, whole numbers. Received: dtype {targets.dtype.name}.")
+        elif _is_keras(loss) and isinstance(output, tuple) and tf.is_tensor(targets):
+            _check_shape(name, targets, output[1:], "the model's outputs")
+
+
+def _is_keras(loss: Any) -> bool:
+    """Return whether a loss is one of Keras' that compare targets with outputs of the same shape."""
+    kind = loss if inspect.isfunction(loss) else type(loss)
+    return kind.__module__.startswith("keras.src.losses") and "sparse" not in kind.__name__.lower()
+
+
+def _check_shape(name: str, values: tf.Tensor, like: tuple[int | None, ...], what: str) -> None:
+    """Raise unless each example has the shape `like`; a last axis of 1 may be there or not, as Keras has it."""
+    shape = tuple(values.shape[2:])
+    one, other = (s[:-1] if s and s[-1] == 1 else s for s in (shape, like))
+    if not tf.TensorShape(one).is_compatible_with(other):
+        raise ValueError(
+            f"Each example of `{name}` must have the shape of {what}, {like}. Received: {shape}, in a batch of shape "
+            f"{tuple(values.shape)}. The first two axes are tasks and examples."
+        )
 
 
 def check_shapes(task: Task) -> None:

@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from tf_metagrad.inner import InnerOptimizer
 
 
 def check_finite_path(end: Any, failed_step: Any, inner: InnerOptimizer, where: str, estimator: Any = None) -> None:
-    """Raise `FloatingPointError` where a task's inner loop diverged.
+    """Raise `FloatingPointError` where a task's inner loop diverged; see `faults`."""
+    raise_or_log(faults(end, failed_step, inner, where, estimator), "raise")
+
+
+def faults(
+    end: Any, failed_step: Any, inner: InnerOptimizer, where: str, estimator: Any = None
+) -> dict[int, str]:  # fmt: skip
+    """Return a sentence for each task, by its number, whose inner loop diverged.
 
     Args:
         end: `[tasks]`, a number that is finite where the loop ended well: the query loss, or the norm of the gradient.
@@ -19,17 +27,34 @@ def check_finite_path(end: Any, failed_step: Any, inner: InnerOptimizer, where: 
         estimator: the estimator that ran the loop, if any; where it moves the inner problem that may be the cause.
     """
     failed, lost = np.asarray(failed_step), ~np.isfinite(end)
-    if (lost | (failed >= 0)).any():
-        task = int(np.argmax(lost | (failed >= 0)))
-        if failed[task] < 0:
-            raise FloatingPointError(
-                f"The inner loop of task {task} diverged{where}: the loss after all {inner.steps} inner steps is not "
-                f"finite. {_advice(inner)} Or lower the meta-optimizer's."
+    found = {}
+    for task in np.flatnonzero(lost | (failed >= 0)).tolist():
+        what, more = f"the loss after {failed[task]} of {inner.steps} inner steps is", _moved(estimator)
+        if failed[task] == inner.steps:
+            what = f"the weights after all {inner.steps} inner steps are"
+        elif failed[task] < 0:
+            what, more = f"the loss after all {inner.steps} inner steps is", " Or lower the meta-optimizer's."
+        found[task] = f"The inner loop of task {task} diverged{where}: {what} not finite. {_advice(inner)}{more}"
+        if failed[task] == 0:
+            found[task] = (
+                f"The loss of task {task} is not finite{where} before the first inner step. The initialisation is "
+                "at fault: lower the meta-optimizer's learning rate, or clip its gradients; or look at the task's data."
             )
-        raise FloatingPointError(
-            f"The inner loop of task {task} diverged{where}: the loss after {int(failed[task])} of {inner.steps} inner "
-            f"steps is not finite. {_advice(inner)}{_moved(estimator)}"
-        )
+    return found
+
+
+def raise_or_log(found: dict[int, str], on_nonfinite: str) -> None:
+    """Raise `FloatingPointError` for the first of the faults, or log each of a task to `"skip"`."""
+    for fault in found.values():
+        if on_nonfinite == "raise":
+            more = f" (Tasks {', '.join(map(str, found))} alike.)" if len(found) > 1 else ""
+            raise FloatingPointError(fault + more)
+        logging.warning("Skipped: %s", fault)
+
+
+def gradient_fault(task: int, inner: InnerOptimizer, where: str) -> str:
+    """Return the sentence for a task whose loss is finite and whose gradient is not."""
+    return f"The meta-gradient of task {task} is not finite{where}, though its loss is. {_advice(inner)}"
 
 
 def shortfalls(diagnostics: dict[str, Any], inner: InnerOptimizer, estimator: Any) -> list[str]:

@@ -4,7 +4,7 @@ Every process draws the same batch, and each replica runs its own equal part of 
 to the rounding of the mean over the replicas.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -46,8 +46,8 @@ class Replicas:
         """Store the strategy."""
         self.strategy, self.count = strategy, strategy.num_replicas_in_sync
 
-    def split(self, tasks: Task) -> tuple[Task, Any]:
-        """Return an example of a part, and the arguments of `run`.
+    def split(self, tasks: Any) -> tuple[Any, Any]:
+        """Return the first part of what has an axis of tasks, and for each replica `(part, number)`.
 
         Raises:
             ValueError: the tasks do not divide evenly.
@@ -73,17 +73,17 @@ class Replicas:
         )
         return part(0), (parts, shards)
 
-    def run(self, replica: Callable, arguments: Any) -> Any:
-        """Run `replica(tasks, shard)` on every replica; return its outputs, joined along the axis of tasks."""
-        if self.count == 1:
-            return replica(*arguments)
+    def join(self, outputs: Any) -> Any:
+        """Return what the replicas put out, joined along the axis of tasks; to be called outside of a function.
+
+        Within one process nothing has to be sent. Where it has, the sending must not mix with that of the gradients.
+        """
 
         def joined(parts):
-            shape = self.strategy.experimental_local_results(parts)[0].shape
-            whole = self.strategy.gather(parts, axis=0)
-            return tf.ensure_shape(whole, [shape[0] * self.count, *shape[1:]])
+            local = self.strategy.experimental_local_results(parts)
+            return tf.concat(local, axis=0) if len(local) == self.count else self.strategy.gather(parts, axis=0)
 
-        return tf.nest.map_structure(joined, self.strategy.run(replica, args=arguments))
+        return tf.nest.map_structure(joined, outputs)
 
     def mean(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return the mean over the replicas; to be called by a replica."""

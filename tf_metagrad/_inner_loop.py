@@ -33,7 +33,8 @@ class Path(NamedTuple):
         directions: u_k of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
         taken: steps taken, fewer than K where the tolerance stopped the loop; one number for each task.
         residual: |G| at phi^K, for each task; 0 where it is not measured.
-        failed_step: the number of steps after which the support loss was not finite, or -1, for each task.
+        failed_step: the number of steps after which the support loss was not finite, or K where only the weights at
+            the end are not, or -1; for each task.
     """
 
     end: Params
@@ -94,9 +95,17 @@ def move(
     return Position(phi, slots, state, active, taken, residual, failed), u
 
 
-def path_to(at: Position) -> Path:
+def path_to(problem: Any, at: Position) -> Path:
     """Return the path that ends here, with nothing recorded."""
-    return Path(at.phi, at.state, [], [], [], [], [], at.taken, at.residual, at.failed_step)
+    return Path(at.phi, at.state, [], [], [], [], [], at.taken, at.residual, _failed_step(problem, at))
+
+
+def _failed_step(problem: Any, at: Position) -> tf.Tensor:
+    """Return `Path.failed_step`; a weight that is not finite stays so, and a layer such as ReLU may hide it."""
+    first = 1 if problem.stacked else 0
+    finite = [tf.reduce_all(tf.math.is_finite(p), axis=list(range(first, p.shape.rank))) for p in at.phi]
+    lost = (at.failed_step < 0) & ~tf.reduce_all(tf.stack(finite), axis=0)
+    return tf.where(lost, problem.steps, at.failed_step)
 
 
 def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None) -> Path:
@@ -110,7 +119,7 @@ def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None) ->
     for like in (at.phi, at.state, at.phi if at.slots else [], at.slots):
         parts.append(kept[first : first + len(like)])
         first += len(like)
-    return Path(at.phi, at.state, *parts, directions, at.taken, residual, at.failed_step)
+    return Path(at.phi, at.state, *parts, directions, at.taken, residual, _failed_step(problem, at))
 
 
 def _norm(problem: Any, gradient: Params) -> tf.Tensor:

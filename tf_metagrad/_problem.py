@@ -56,18 +56,19 @@ class Problem:
         execution: how stacked tasks and parallel HVPs are run.
         stacked: whether there is a leading axis of tasks.
         measured: whether the norm of the last inner gradient is wanted; with a tolerance it is known anyway.
+        shares: `[tasks]`, where stacked: the factor of each task in a mean over the tasks; None leaves them alike.
     """
 
     def __init__(
         self, functions: TaskFunctions, inner: InnerOptimizer, weights: AdaptingWeights, theta: Params,
         learned: Params, state: Params, task: Task, seed: tf.Tensor, execution: _execution.Execution, stacked: bool,
-        measured: bool,
+        measured: bool, shares: tf.Tensor | None = None,
     ):  # fmt: skip
         """Store the parts; see the class."""
         self.functions, self.inner, self.weights = functions, inner, weights
         self.theta, self.learned, self.state = list(theta), list(learned), list(state)
         self.task, self.seed, self.execution, self.stacked = task, seed, execution, stacked
-        self.steps, self.measured = inner.steps, measured
+        self.steps, self.measured, self.shares = inner.steps, measured, shares
         self.shared = [i for i in range(len(self.theta)) if i not in set(functions.adapting)]
         self.learns_rates = bool(self.learned) and not inner.proximal
         self.offset: Params | None = None
@@ -126,7 +127,9 @@ class Problem:
         return full
 
     def mean(self, tensors: Params) -> list[tf.Tensor]:
-        """Return the mean over the tasks."""
+        """Return the mean over the tasks, each multiplied by its share."""
+        if self.shares is not None:
+            tensors = _tree.scale(self.shares, tensors)
         return [tf.reduce_mean(t, axis=0) for t in tensors] if self.stacked else list(tensors)
 
     # Derivatives -------------------------------------------------------------------------------------------------
@@ -233,8 +236,9 @@ class Problem:
     def diagnostics(self, path: Path, **more: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return how the inner loop went, for each task, and what the estimator adds.
 
-        `inner_failed_step` is the number of steps after which the support loss was not finite, or -1; where the inner
-        optimiser has a tolerance, `inner_steps` counts the steps and `inner_residual` is the norm of the last gradient.
+        `inner_failed_step` is the number of steps after which the support loss was not finite (K: the weights at the
+        end were not), or -1; where the inner optimiser has a tolerance, `inner_steps` counts the steps and
+        `inner_residual` is the norm of the last gradient.
         """
         found = {"inner_failed_step": path.failed_step, **more}
         if self.inner.tolerance:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_metagrad import _execution
+from tf_metagrad import _execution, _tree
 from tf_metagrad._execution import Execution
 from tf_metagrad._model import FunctionalModel
 from tf_metagrad._problem import Problem
@@ -77,6 +77,7 @@ class TaskRunner:
         learning: bool = True,
         execution: Execution | None = None,
         shard: tuple[tf.Tensor | int, int] = (0, 1),
+        shares: tf.Tensor | None = None,
     ):
         """Run `body(problem) -> (totals, outputs)` on each task; return the mean totals and the stacked outputs.
 
@@ -90,6 +91,7 @@ class TaskRunner:
                 normalisation with averages for each step does.
             execution: another way to run than the runner's.
             shard: `(i, n)`: these tasks are the i-th of n equal parts of a batch, and draw what they would draw there.
+            shares: `[tasks]`, the factor of each task in the mean; None leaves them alike.
         """
         execution = execution or self.execution
         theta, learned, state = snapshot
@@ -112,11 +114,13 @@ class TaskRunner:
                 tf.cast(seeds[:, i], s.dtype) if seeded[i] else tf.broadcast_to(s, [count, *s.shape])
                 for i, s in enumerate(state)
             ]
-            return body(make(state=stacked, task=tasks, seed=seeds[:, -1], stacked=True))
+            return body(make(state=stacked, task=tasks, seed=seeds[:, -1], stacked=True, shares=shares))
 
         def one(elements):
-            task, own_seeds = elements
+            task, own_seeds, *share = elements
             own = [tf.cast(own_seeds[i], s.dtype) if seeded[i] else s for i, s in enumerate(state)]
-            return body(make(state=own, task=task, seed=own_seeds[-1], stacked=False))
+            totals, outputs = body(make(state=own, task=task, seed=own_seeds[-1], stacked=False))
+            return (_tree.scale(*share, totals) if share else totals), outputs
 
-        return _execution.accumulate_over(one, (tasks, seeds), execution.tasks)
+        elements = (tasks, seeds) if shares is None else (tasks, seeds, shares)
+        return _execution.accumulate_over(one, elements, execution.tasks)

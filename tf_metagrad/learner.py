@@ -1,7 +1,6 @@
 """`MetaLearner`: a Keras model, a loss, an inner optimiser and a meta-gradient estimator."""
 
 import dataclasses
-import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,7 +11,8 @@ import tensorflow as tf
 from absl import logging
 
 from tf_metagrad import _checks, _diagnostics, _execution
-from tf_metagrad._distribution import Replicas, reduce_before_clipping
+from tf_metagrad._distribution import reduce_before_clipping
+from tf_metagrad._meta_update import MetaUpdate, Updated
 from tf_metagrad._runner import TaskRunner
 from tf_metagrad._types import MetaGradient, Snapshot, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
@@ -101,7 +101,7 @@ class MetaLearner(keras.Model):
             dict(zip(averages, self.step_statistics, strict=True)),
         )  # fmt: skip
         self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
-        self._has_metrics = False
+        self._meta_update = MetaUpdate(self)
         self._estimator = None
         self.estimator = estimator or MAML()
         self.built = True
@@ -147,7 +147,7 @@ class MetaLearner(keras.Model):
         super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
         self.optimizer.build(self.meta_variables)
         reduce_before_clipping(self.optimizer)
-        self._has_metrics = bool(metrics)
+        self._meta_update.has_metrics = bool(metrics)
 
     # Running tasks -----------------------------------------------------------------------------------------------
 
@@ -186,42 +186,13 @@ class MetaLearner(keras.Model):
             self._cache.functions[kind, key] = _execution.Compiled(function, self.execution.jit_compile)
         return self._cache.functions[kind, key]
 
-    def _gradient_function(self, shards: int = 1) -> _execution.Compiled:
-        """Return the compiled `(tasks, seed, number of the shard, snapshot) -> estimate`."""
-        estimator = self.estimator
+    def update(self, tasks: Task, seed: tf.Tensor, on_nonfinite: str = "raise", where: str = "") -> Updated:
+        """Apply one compiled meta-update; see `MetaUpdate.run`."""
+        return self._meta_update.run(tasks, seed, on_nonfinite, where)
 
-        def gradient(tasks, seed, shard, snapshot):
-            return self.estimate(tasks, seed, estimator, snapshot=snapshot, shard=(shard, shards))
-
-        return self.compiled_function("gradient", (estimator, self.inner, shards), gradient)
-
-    def update(self, tasks: Task, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Apply one compiled meta-update; return each task's query loss, running values of the metrics, diagnostics."""
-        replicas = Replicas(self.distribute_strategy)
-        part, shards = replicas.split(tasks)
-        gradient, outputs = self._gradient_function(replicas.count).trace(part, seed, tf.constant(0), self.snapshot())
-        if ("update", gradient) not in self._cache.functions:
-            self._build_metrics(part, outputs[2])
-            self._cache.functions["update", gradient] = tf.function(
-                functools.partial(self._update, gradient), autograph=False
-            )
-        return self._cache.functions["update", gradient](tasks.query_y, shards, seed)
-
-    def _update(self, gradient: Callable, query_y: Any, shards: Any, seed: tf.Tensor):
-        replicas = Replicas(self.distribute_strategy)
-
-        def replica(tasks, shard):
-            gradients, losses, predictions, diagnostics, statistics = gradient(tasks, seed, shard, self.snapshot())
-            gradients = replicas.mean(gradients)
-            with tf.name_scope("meta_optimizer"):
-                self.optimizer.apply(gradients, self.meta_variables)
-            means = replicas.mean([tf.reduce_mean(values, axis=0) for values in statistics])
-            for variable, value in zip(self.step_statistics, means, strict=True):
-                variable.assign(value)
-            return losses, predictions, diagnostics
-
-        losses, predictions, diagnostics = replicas.run(replica, shards)
-        return losses, self._running_metrics(query_y, predictions), diagnostics
+    def prepare(self, tasks: Task, estimators: Sequence[Estimator]) -> None:
+        """Trace what meta-updates on such tasks run, with each of the estimators; nothing is changed."""
+        self._meta_update.prepare(tasks, tf.constant(0, tf.int64), list(estimators))
 
     # What users call ---------------------------------------------------------------------------------------------
 
@@ -238,14 +209,11 @@ class MetaLearner(keras.Model):
 
         Raises:
             ValueError: NaN in the data, labels outside of the ways, a support set that lacks a class.
-            FloatingPointError: the inner loop of a task diverged; the message names the task and the step.
+            FloatingPointError: a task diverged; the message names it, and the step of the inner loop.
         """
         tasks = self.check_tasks(tasks)
-        function, seed = self._gradient_function(), tf.constant(seed, tf.int64)
-        gradients, losses, predictions, diagnostics, _ = function(tasks, seed, tf.constant(0), self.snapshot())
-        where = f" with {self.estimator}"
-        failed = diagnostics["inner_failed_step"]
-        _diagnostics.check_finite_path(losses, failed, self.inner, where, self.estimator)
+        checked = self._meta_update.checked(tasks, tf.constant(seed, tf.int64), f" with {self.estimator}")
+        gradients, losses, predictions, diagnostics, _ = checked
         _diagnostics.check_learned_weight(self.inner, self.hyperparameters)
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
             logging.warning(shortfall)
@@ -297,8 +265,9 @@ class MetaLearner(keras.Model):
         return self._runner.functional(learning=False).predict(weights, state, query_x, training=False)[0]
 
     def evaluate_tasks(
-        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0
-    ) -> Evaluation:
+        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0,
+        on_nonfinite: str = "raise",
+    ) -> Evaluation:  # fmt: skip
         """Adapt to `count` tasks and judge each on its query set.
 
         Args:
@@ -306,13 +275,15 @@ class MetaLearner(keras.Model):
             count: number of tasks.
             steps: K, if other than the inner optimiser's.
             seed: the randomness of layers such as Dropout during adaptation is a function of it.
+            on_nonfinite: what a task does whose inner loop diverged: `"raise"` an error, or `"skip"`: it is named in
+                the log and counted in `skipped`, and the means are those of the others of the `count`.
 
         Returns:
             `Evaluation`: mean and 95 % confidence half-width of the loss and of each compiled metric.
 
         Raises:
             ValueError: as for `meta_gradient`; or `tasks` ends before `count` tasks.
-            FloatingPointError: the inner loop of a task diverged.
+            FloatingPointError: the inner loop of a task diverged; or, to be skipped, of all tasks.
         """
         inner = self._inner(steps)
 
@@ -322,12 +293,16 @@ class MetaLearner(keras.Model):
             return [], (query.loss, query.predictions, path.failed_step)
 
         function = self.compiled_function("evaluate", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
-        rows: list[dict[str, float]] = []
+        rows: list[dict[str, float] | None] = []
         for index, batch in enumerate(tasks):
             batch = self.check_tasks(batch)
             losses, predictions, failed = function(batch, tf.constant(seed + index, tf.int64))
-            _diagnostics.check_finite_path(losses, failed, inner, f" in batch {index}")
+            faults = _diagnostics.faults(losses, failed, inner, f" in batch {index} of the evaluation")
+            _diagnostics.raise_or_log(dict(list(faults.items())[: count - len(rows)]), on_nonfinite)
             for i, loss in enumerate(losses.numpy()):
+                if i in faults:
+                    rows.append(None)
+                    continue
                 one = tf.nest.map_structure(lambda t: t[i : i + 1], (batch.query_y, predictions))  # noqa: B023
                 rows.append({"loss": float(loss), **{k: float(v) for k, v in self.metrics_of(*one).items()}})
             if len(rows) >= count:
@@ -339,25 +314,21 @@ class MetaLearner(keras.Model):
         _checks.check_tasks(tasks, self.ways)
         return Task(*tf.nest.map_structure(tf.convert_to_tensor, tuple(tasks)))
 
+    def check_first(self, tasks: Task) -> Task:
+        """Do what `check_tasks` does, and refuse shapes or dtypes, which are the whole stream's, that don't fit."""
+        batch = tf.nest.map_structure(tf.convert_to_tensor, tuple(_checks.as_batch(tasks)))
+        _checks.check_fit(Task(*batch), self.model, self.task_loss, self.ways)
+        return self.check_tasks(tasks)
+
     def metrics_of(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
         """Return the compiled metrics of targets and predictions `[tasks, query, ...]`, all tasks taken together."""
         self.reset_metrics()
-        return self._running_metrics(y_true, y_pred)
+        self._meta_update.count_metrics(y_true, y_pred)
+        return self._meta_update.metrics()
 
-    def _running_metrics(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
-        if not self._has_metrics:
-            return {}
-        flat = [tf.nest.map_structure(lambda t: tf.reshape(t, [-1, *t.shape[2:]]), v) for v in (y_true, y_pred)]
-        results = self.compute_metrics(None, *flat)
-        results.pop("loss", None)
-        return results
-
-    def _build_metrics(self, tasks: Task, predictions: Any) -> None:
-        """Let Keras make its metric variables, which it does at the first call, outside of the compiled step."""
-        if self._has_metrics and not self.metrics_variables:
-            zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), predictions)
-            self.metrics_of(tasks.query_y, zeros)
-            self.reset_metrics()
+    def running_metrics(self) -> dict[str, tf.Tensor]:
+        """Return the present values of the compiled metrics."""
+        return self._meta_update.metrics()
 
     def _inner(self, steps: int | None) -> InnerOptimizer:
         return self.inner if steps is None else dataclasses.replace(self.inner, steps=steps)

@@ -1,6 +1,7 @@
 """The custom training loop: tf.data in, one compiled step, checkpoints, Keras callbacks, estimators on a schedule."""
 
 import contextlib
+import itertools
 import math
 import numbers
 import os
@@ -9,12 +10,15 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import logging
 
-from tf_metagrad import _diagnostics
+from tf_metagrad._checkpoints import Checkpoints, writing
+from tf_metagrad._epochs import Epochs, Preempted, next_batch
+from tf_metagrad._meta_update import ON_NONFINITE
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.learner import MetaLearner
+
+__all__ = ["Preempted", "train"]
 
 TaskStream = tf.data.Dataset | Callable[[int], tf.data.Dataset]
 
@@ -26,12 +30,15 @@ def train(
     *,
     schedule: Mapping[int, Estimator] | None = None,
     epoch_steps: int = 100,
+    checkpoint_steps: int | None = None,
     validation: tf.data.Dataset | None = None,
     validation_count: int = 100,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     directory: str | os.PathLike | None = None,
     profile_steps: tuple[int, int] | None = None,
     keep: int = 3,
+    on_nonfinite: str = "raise",
+    preempted: Callable[[], bool] = lambda: False,
     seed: int = 0,
     verbose: int = 1,
 ) -> keras.callbacks.History:
@@ -49,6 +56,7 @@ def train(
             keeps its state. Steps before the first entry use the learner's estimator, which is set again at the end.
         epoch_steps: meta-updates in an epoch: metrics are averaged over it; validation, checkpoint and
             `on_epoch_end` of the callbacks come at its end.
+        checkpoint_steps: meta-updates between checkpoints within an epoch; None writes them at its end only.
         validation: batches of tasks; the first `validation_count` are adapted to and judged after each epoch.
         validation_count: number of validation tasks.
         callbacks: Keras callbacks; their model is the learner. What they remember themselves, such as EarlyStopping's
@@ -57,6 +65,12 @@ def train(
         profile_steps: first and last step of a TensorBoard profile, the first step of this call being 1; needs a
             `directory`.
         keep: number of checkpoints kept.
+        on_nonfinite: what becomes of a task whose loss, adapted weights or gradient is not finite: `"raise"` an error
+            that names it, before anything is changed, or `"skip"` it: it is named in the log, counted as
+            `skipped_tasks` (`val_skipped_tasks`), and kept out of gradient, loss and metrics. Where it is the last of
+            its batch, the step changes nothing.
+        preempted: asked after every step, and before every batch of the validation; where it returns True, a
+            checkpoint is written at once, in the middle of the epoch, and `Preempted` is raised.
         seed: see above.
         verbose: 1 shows a progress bar, 2 a line for each epoch, 0 nothing.
 
@@ -65,8 +79,11 @@ def train(
 
     Raises:
         ValueError: not compiled, an estimator that the learner cannot use, bad data, a stream that ends too early, a
-            directory with the checkpoint of another learner.
-        FloatingPointError: the query loss or the weights are not finite; the last checkpoint is intact.
+            directory with the checkpoint of another learner. All but a later batch of the stream is looked at before
+            the first step.
+        FloatingPointError: a task diverged, or the weights are not finite; the last checkpoint is intact.
+        OSError: the `directory` cannot be written, or is full; the last checkpoint is intact.
+        Preempted: see `preempted`.
 
     Example:
         >>> from tf_metagrad import data, inner, models
@@ -76,64 +93,52 @@ def train(
         >>> len(history.history["loss"])
         2
     """
-    _check(learner, tasks, steps, epoch_steps, profile_steps, directory)
+    _check(learner, tasks, steps, epoch_steps, checkpoint_steps, profile_steps, directory, on_nonfinite)
     schedule = _checked_schedule(learner, schedule)
-    manager, done = _restore(learner, directory, keep)
+    checkpoints = Checkpoints(learner, directory, keep)
+    stream = _prepare(learner, tasks, checkpoints, steps, schedule)
+    if validation is not None:
+        _check_validation(learner, validation, validation_count)
     logs_to = [] if directory is None else [_tensorboard(directory, profile_steps)]
     callbacks = keras.callbacks.CallbackList(
         [*callbacks, *logs_to], add_history=True, add_progbar=verbose != 0, model=learner,
         verbose=verbose, epochs=math.ceil(steps / epoch_steps), steps=epoch_steps,
     )  # fmt: skip
-    stream = _stream(tasks, done, steps)
     learner.stop_training = False
     callbacks.on_train_begin()
-    logs: dict[str, float] = {}
     with _swapping(learner, schedule) as swap:
-        while done < steps and not learner.stop_training:
-            epoch = done // epoch_steps
-            stop = min(steps, (epoch + 1) * epoch_steps)
-            callbacks.set_params(callbacks.params | {"steps": stop - epoch * epoch_steps})  # the last may be shorter
-            callbacks.on_epoch_begin(epoch)
-            done, logs = _run_epoch(learner, stream, swap, range(done, stop), epoch * epoch_steps, callbacks, seed)
-            if validation is not None:
-                result = learner.evaluate_tasks(validation, validation_count, seed=seed)
-                logs |= {f"val_{name}": value for name, value in result.mean.items()}
-            callbacks.on_epoch_end(epoch, logs)
-            if manager is not None:  # after the callbacks, which may have changed the learning rate
-                manager.checkpoint.step.assign(done)
-                manager.save(checkpoint_number=done)
+        epochs = Epochs(
+            learner, checkpoints, stream, swap, callbacks, steps, epoch_steps, checkpoint_steps, validation,
+            validation_count, on_nonfinite, preempted, seed,
+        )  # fmt: skip
+        logs = epochs.run()
     callbacks.on_train_end(logs)
     return next(c for c in callbacks.callbacks if isinstance(c, keras.callbacks.History))
 
 
-def _run_epoch(
-    learner: MetaLearner, stream: Iterator[Task], swap: Callable[[int], None], steps: range, epoch_start: int,
-    callbacks: keras.callbacks.CallbackList, seed: int,
-) -> tuple[int, dict[str, float]]:  # fmt: skip
-    """Run the given steps, or fewer where a callback stops; return the steps done and the metrics over these."""
-    learner.reset_metrics()
-    total, logs, warned = 0.0, {}, []
-    for count, step in enumerate(steps, 1):
-        swap(step)
-        callbacks.on_train_batch_begin(step - epoch_start)
-        losses, metrics, diagnostics = learner.update(_next(learner, stream, step), tf.constant(seed + step, tf.int64))
-        where, failed = f" at step {step} with {learner.estimator}", diagnostics["inner_failed_step"]
-        _diagnostics.check_finite_path(losses, failed, learner.inner, where, learner.estimator)
-        if not warned and (warned := _diagnostics.shortfalls(diagnostics, learner.inner, learner.estimator)):
-            logging.warning("Step %d: %s (Said once an epoch.)", step, " ".join(warned))
-        total += float(tf.reduce_mean(losses))
-        logs = {"loss": total / count, **{name: float(value) for name, value in metrics.items()}}
-        callbacks.on_train_batch_end(step - epoch_start, logs)
-        if learner.stop_training:
-            break
-    size = sum(float(tf.reduce_sum(tf.abs(v))) for v in learner.meta_variables)
-    if not math.isfinite(size):
-        raise FloatingPointError(
-            f"The sum of the weights is {size} at step {step} with {learner.estimator}. Lower the inner learning rate "
-            f"({learner.inner.learning_rate}) or the meta-optimizer's; checkpoints of earlier steps are intact."
-        )
-    _diagnostics.check_learned_weight(learner.inner, learner.hyperparameters)
-    return step + 1, logs
+def _prepare(
+    learner: MetaLearner, tasks: TaskStream, checkpoints: Checkpoints, steps: int, schedule: Mapping[int, Estimator]
+) -> Iterator[Task]:
+    """Return the batches that are left, after a look at the next one with every estimator that is left."""
+    done = checkpoints.step
+    if done >= steps and not checkpoints.progress.open:
+        return iter(())
+    start = min(done, steps - 1)
+    stream = _stream(tasks, start, steps)
+    first = next_batch(stream, start, learner.check_first)
+    ahead = [estimator for begin, estimator in schedule.items() if begin > start]
+    with _swapping(learner, schedule) as swap:
+        swap(start)
+        learner.prepare(first, list(dict.fromkeys([learner.estimator, *ahead])))
+    return itertools.chain([first], stream) if done < steps else stream
+
+
+def _check_validation(learner: MetaLearner, validation: tf.data.Dataset, count: int) -> None:
+    """Raise `ValueError` where the first batch is not fit, rather than after the first epoch."""
+    batch = next(iter(validation), None)
+    if batch is None:
+        raise ValueError(f"`validation` must hold validation_count={count} tasks. Received: a stream without batches.")
+    learner.check_first(batch)
 
 
 @contextlib.contextmanager
@@ -153,17 +158,11 @@ def _swapping(learner: MetaLearner, schedule: Mapping[int, Estimator]) -> Iterat
             learner.estimator = own
 
 
-def _next(learner: MetaLearner, stream: Iterator[Task], step: int) -> Task:
-    batch = next(stream, None)
-    if batch is None:
-        raise ValueError(
-            f"`tasks` must hold a batch for every step. Received: a stream that ended at step {step}. "
-            "Use `.repeat()`, or fewer `steps`."
-        )
-    return learner.check_tasks(batch)
-
-
-def _check(learner, tasks, steps, epoch_steps, profile_steps, directory) -> None:
+def _check(
+    learner, tasks, steps, epoch_steps, checkpoint_steps, profile_steps, directory, on_nonfinite
+) -> None:  # fmt: skip
+    if on_nonfinite not in ON_NONFINITE:
+        raise ValueError(f'`on_nonfinite` must be "raise" or "skip". Received: {on_nonfinite!r}.')
     if getattr(learner, "optimizer", None) is None:
         raise ValueError("The learner must be compiled. Call learner.compile(optimizer=...) before mg.train.")
     if not isinstance(tasks, tf.data.Dataset) and not callable(tasks):
@@ -171,7 +170,8 @@ def _check(learner, tasks, steps, epoch_steps, profile_steps, directory) -> None
             "`tasks` must be a tf.data.Dataset, or a function of the first batch's number that returns one. "
             f"Received: {type(tasks).__name__}."
         )
-    for name, value in (("steps", steps), ("epoch_steps", epoch_steps)):
+    every = 1 if checkpoint_steps is None else checkpoint_steps
+    for name, value in (("steps", steps), ("epoch_steps", epoch_steps), ("checkpoint_steps", every)):
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
     window = profile_steps if isinstance(profile_steps, tuple | list) and len(profile_steps) == 2 else (0, 0)
@@ -195,29 +195,24 @@ def _stream(tasks: TaskStream, start: int, steps: int) -> Iterator[Task]:
     return iter(dataset.take(max(steps - start, 0)))
 
 
-def _restore(learner: MetaLearner, directory: Any, keep: int) -> tuple[tf.train.CheckpointManager | None, int]:
-    """Return the checkpoint manager and the number of steps that the restored checkpoint has behind it."""
-    if directory is None:
-        return None, 0
-    checkpoint = tf.train.Checkpoint(
-        model=learner.model,
-        hyperparameters=[variable.value for variable in [*learner.hyperparameters, *learner.step_statistics]],
-        optimizer=learner.optimizer,
-        step=tf.Variable(0, dtype=tf.int64),
-    )
-    manager = tf.train.CheckpointManager(checkpoint, os.path.join(directory, "checkpoints"), max_to_keep=keep)
-    if manager.latest_checkpoint:
-        try:
-            checkpoint.restore(manager.latest_checkpoint).assert_consumed()
-        except (AssertionError, ValueError) as error:
-            raise ValueError(
-                f"`directory` must be new or hold checkpoints of this learner. Received: {os.fspath(directory)!r}, "
-                "with those of another model, inner optimiser or meta-optimizer. Choose another `directory`."
-            ) from error
-    return manager, int(checkpoint.step)
+class _TensorBoard(keras.callbacks.TensorBoard):
+    """Keras' callback; a file that cannot be written ends the run in a sentence."""
+
+    def _writing(self):
+        return writing(f"The TensorBoard scalars in {self.log_dir!r}", "Make room; the last checkpoint is intact.")
+
+    def on_train_begin(self, logs=None):
+        with self._writing():
+            super().on_train_begin(logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        with self._writing():
+            super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs=None):
+        with self._writing():
+            super().on_train_end(logs)
 
 
 def _tensorboard(directory: Any, profile_steps: tuple[int, int] | None) -> keras.callbacks.Callback:
-    return keras.callbacks.TensorBoard(
-        os.path.join(directory, "logs"), write_graph=False, profile_batch=profile_steps or 0
-    )
+    return _TensorBoard(os.path.join(directory, "logs"), write_graph=False, profile_batch=profile_steps or 0)

@@ -1,6 +1,8 @@
 """From settings to a trained, judged and exported learner."""
 
+import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,9 +11,11 @@ from runs import HistoryFile, output_folder, write_json
 from tasks import TASKS, stream
 
 import tf_metagrad as mg
+from tf_metagrad._checkpoints import writing
 from tf_metagrad.estimators import parse_schedule
 
 Settings = dict[str, Any]
+_ADVICE = "What was there before is intact; make room, then the same command goes on."
 
 
 def make_schedule(settings: Settings) -> dict[int, mg.estimators.Estimator]:
@@ -69,36 +73,53 @@ def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.M
     return learner
 
 
-def run(settings: Settings, options: Settings) -> None:
-    """Train, evaluate, export."""
+def run(settings: Settings, options: Settings, termination: Any) -> None:
+    """Train, evaluate, export; where the process is asked to terminate, training stops with a checkpoint."""
+    if settings["deterministic"]:
+        tf.config.experimental.enable_op_determinism()
     schedule = make_schedule(settings)
     learner = make_learner(settings, schedule[0])
-    validation, test = (stream(split, settings, options) for split in ("validation", "test"))
+    test = stream("test", settings, options)
     output = pathlib.Path(options["output"] or f"runs/{settings['task']}")
     with output_folder(output, settings):
-        history = HistoryFile(output / "history.csv")
         device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         estimator = settings["schedule"] or settings["estimator"]
         print(f"Training on {settings['task']} with {estimator}, on the {device}. Output: {output}", flush=True)
-        mg.train(
-            learner,
-            lambda start: stream("train", settings, options, start),
-            settings["steps"],
-            schedule=schedule,
-            epoch_steps=settings["epoch_steps"],
-            validation=validation,
-            validation_count=settings["validation_tasks"],
-            callbacks=[history],
-            directory=output,
-            profile_steps=options["profile_steps"],
-            seed=settings["seed"],
-            verbose=options["verbose"],
-        )
+        history = HistoryFile(output / "history.csv")
+        with termination.deferred(), contextlib.suppress(mg.Preempted):
+            train(learner, settings, options, schedule, output, history, lambda: termination.requested)
         if history.rows:
-            history.plot(output / "curve.png")
-        print(f"Evaluating on {settings['evaluation_tasks']} unseen tasks ...", flush=True)
-        result = learner.evaluate_tasks(test, settings["evaluation_tasks"])
+            with writing(f"The learning curve of {str(output)!r}", _ADVICE):
+                history.plot(output / "curve.png")
+        count = settings["evaluation_tasks"]
+        print(f"Evaluating on {count} unseen tasks ...", flush=True)
+        result = learner.evaluate_tasks(test, count, on_nonfinite=settings["on_nonfinite"])
         write_json(output / "result.json", result._asdict())
-        mg.export(learner, output / "saved_model", overwrite=True)
+        with writing(f"The SavedModel of {str(output)!r}", _ADVICE):
+            mg.export(learner, output / "saved_model", overwrite=True)
     print(f"Test {result}, 95 % confidence")
     print(f"SavedModel: {output / 'saved_model'}\nLearning curve: {output / 'curve.png'}")
+
+
+def train(
+    learner: mg.MetaLearner, settings: Settings, options: Settings, schedule: dict, output: pathlib.Path,
+    history: HistoryFile, preempted: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Train in the output folder."""
+    mg.train(
+        learner,
+        lambda start: stream("train", settings, options, start),
+        settings["steps"],
+        schedule=schedule,
+        epoch_steps=settings["epoch_steps"],
+        checkpoint_steps=options["checkpoint_steps"],
+        validation=stream("validation", settings, options),
+        validation_count=settings["validation_tasks"],
+        callbacks=[history],
+        directory=output,
+        profile_steps=options["profile_steps"],
+        on_nonfinite=settings["on_nonfinite"],
+        preempted=preempted,
+        seed=settings["seed"],
+        verbose=options["verbose"],
+    )

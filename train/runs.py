@@ -14,10 +14,22 @@ import keras
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file that is whole or not there.
+
+    Raises:
+        OSError: it cannot be written; what was there before is intact.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OSError(
+            f"{str(path)!r} could not be written: {error.strerror}. What was there before is intact; make room, then "
+            "the same command goes on."
+        ) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -56,7 +68,7 @@ def _prepare(output: pathlib.Path, settings: dict[str, Any]) -> bool:
         write_json(config, settings)
     except OSError as error:
         raise ValueError(
-            f"The output folder {str(output)!r} cannot be written: {error.strerror}. Choose another --output."
+            f"The output folder {str(output)!r} cannot be written: {error.strerror or error}. Choose another --output."
         ) from error
     return True
 

@@ -103,9 +103,18 @@ flags.DEFINE_bool(
 flags.DEFINE_integer(
     "epoch_steps", 100, "Meta-updates between validations, each with a checkpoint.", 1, module_name=TRAINING
 )
+flags.DEFINE_enum(
+    "on_nonfinite", "raise", ["raise", "skip"],
+    "A task that diverges ends the run, or is named, counted and kept out of the mean.", module_name=TRAINING,
+)  # fmt: skip
+flags.DEFINE_bool(
+    "deterministic", False, "Use TensorFlow's deterministic operations only; needed on a GPU for runs that repeat bit "
+    "for bit.", module_name=TRAINING,
+)  # fmt: skip
 flags.DEFINE_integer("validation_tasks", 40, "Tasks of each validation.", 1, module_name=TRAINING)
 flags.DEFINE_integer("evaluation_tasks", 600, "Unseen tasks of the final evaluation.", 2, module_name=TRAINING)
 
+flags.DEFINE_integer("checkpoint_steps", None, "Meta-updates between checkpoints within an epoch.", 1, module_name=RUN)
 flags.DEFINE_list("profile_steps", None, "First and last step of a TensorBoard profile, as 20,25.", module_name=RUN)
 flags.DEFINE_integer("verbose", 1, "1: progress bar, 2: a line for each epoch, 0: results only.", 0, 2, module_name=RUN)
 

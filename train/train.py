@@ -8,13 +8,15 @@
   python train/train.py --inner=proximal --estimator=FOBMAML   first-order, by perturbed inner problems
 
 The output folder holds config.json, history.csv, curve.png, result.json, checkpoints/, logs/ (TensorBoard) and
-saved_model/. The same command on the same folder goes on from the last checkpoint; another configuration is refused.
+saved_model/. The same command on the same folder goes on from the last checkpoint, whatever ended the run before, and
+ends with the same numbers; another configuration is refused. SIGTERM writes a checkpoint at once (exit status 143).
 A flag left out takes the default of its task, given in brackets: [mnist1d, sinusoid, omniglot].
 TF_CPP_MIN_LOG_LEVEL=0 in the environment shows what TensorFlow has to say.
 """
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -56,17 +58,56 @@ def load():
     return pipeline
 
 
+class Terminated(BaseException):
+    """The process was sent SIGTERM."""
+
+
+class Termination:
+    """Answers SIGTERM: at once with `Terminated`, or, while it is deferred, by `requested`."""
+
+    def __init__(self):
+        """Take over the signal."""
+        self.requested = self._deferred = False
+        self._before = signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, *_) -> None:
+        self.requested = True
+        if not self._deferred:
+            raise Terminated
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let the block see `requested`, and end by itself."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.requested:
+            raise Terminated
+
+    def end(self) -> None:
+        """Give the signal back."""
+        signal.signal(signal.SIGTERM, self._before)
+
+
 def main(argv: list[str]) -> None:
-    """Run what the flags say; bad input ends in one sentence and exit status 1."""
+    """Run what the flags say; what goes wrong ends in one sentence and exit status 1, SIGTERM in 143."""
     if len(argv) > 1:
         sys.exit(f"train.py takes flags only. Received: {' '.join(argv[1:])}. See --help.")
+    termination = Termination()
     try:
         configuration, options = settings.read()
-        load().run(configuration, options)
+        load().run(configuration, options, termination)
+    except Terminated:
+        print("train.py: terminated; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted; the same command goes on from the last checkpoint.")
+    finally:
+        termination.end()
 
 
 if __name__ == "__main__":

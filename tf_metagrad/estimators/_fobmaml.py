@@ -124,7 +124,7 @@ def tangent(problem: Problem) -> Estimate:
     gradients = problem.merged(_tree.scale(-weight, t), shared)
     away = _tree.subtract(at.phi, problem.initial())
     learned = problem.weight_gradient(_tree.dot(away, t, problem.stacked))
-    return Estimate(problem.mean(gradients), learned, query, problem.diagnostics(path_to(at)))
+    return Estimate(problem.mean(gradients), learned, query, problem.diagnostics(path_to(problem, at)))
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")

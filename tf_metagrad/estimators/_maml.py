@@ -41,12 +41,12 @@ def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate
             if step_weights and step_weights[step]:
                 total += step_weights[step] * problem.query_loss(at.phi, at.state).loss
         query = problem.query_loss(at.phi, at.state)
-        mean = tf.reduce_mean(total if step_weights else query.loss)
+        (mean,) = problem.mean([total if step_weights else query.loss])
     zero = tf.UnconnectedGradients.ZERO
     gradients = tape.gradient(mean, problem.theta + problem.learned, unconnected_gradients=zero)
     gradients = [tf.convert_to_tensor(g) for g in gradients]
     count = len(problem.theta)
-    return Estimate(gradients[:count], gradients[count:], query, problem.diagnostics(_inner_loop.path_to(at)))
+    return Estimate(gradients[:count], gradients[count:], query, problem.diagnostics(_inner_loop.path_to(problem, at)))
 
 
 def multi_step(problem: Problem, path: Path, query: Query, step_weights: tuple[float, ...]) -> tuple[Params, Params]:

@@ -1,0 +1,140 @@
+"""What a training run keeps on disk: the learner, the optimizer, the step, and the running metrics of its epoch."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_metagrad.learner import MetaLearner
+
+
+class Progress(tf.train.experimental.PythonState):
+    """The epoch that a run is in, bit for bit.
+
+    Attributes:
+        start: its first step.
+        open: whether it has begun and `on_epoch_end` has not been called.
+        total: the sum of the losses of its updates.
+        updates: the number of these, fewer than steps where whole batches were skipped.
+        skipped: the number of tasks that were skipped.
+        metrics: the variables of the compiled metrics.
+    """
+
+    def __init__(self):
+        """Begin at the first epoch."""
+        self.begin(0, is_open=False)
+
+    def begin(self, start: int, is_open: bool = True) -> None:
+        """Begin an epoch, or close the one before it."""
+        self.start, self.open = start, is_open
+        self.total, self.updates, self.skipped = 0.0, 0, 0
+        self.metrics: list[np.ndarray] = []
+
+    def serialize(self) -> str:
+        """Return the state as text."""
+        metrics = [[v.dtype.str, v.shape, base64.b64encode(v.tobytes()).decode()] for v in self.metrics]
+        numbers = {name: getattr(self, name) for name in ("start", "open", "updates", "skipped")}
+        return json.dumps(numbers | {"total": float(self.total).hex(), "metrics": metrics})
+
+    def deserialize(self, string_value: str) -> None:
+        """Take the state from text."""
+        state = json.loads(string_value)
+        state["total"] = float.fromhex(state["total"])
+        state["metrics"] = [
+            np.frombuffer(base64.b64decode(data), dtype).reshape(shape) for dtype, shape, data in state["metrics"]
+        ]
+        vars(self).update(state)
+
+
+class Checkpoints:
+    """Restores a learner from a folder's last checkpoint, and writes the next ones.
+
+    A checkpoint is whole before the file `checkpoint` names it, and none that is named is ever written again.
+
+    Args:
+        learner: the learner.
+        directory: the run's folder; None keeps nothing.
+        keep: number of checkpoints kept.
+
+    Raises:
+        ValueError: the folder has the checkpoint of another learner.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, learner: MetaLearner, directory: Any, keep: int):
+        """Restore the last checkpoint, if any; `step` and `progress` say where it is."""
+        self.progress, self.step, self._manager = Progress(), 0, None
+        if directory is None:
+            return
+        self.folder = os.path.join(directory, "checkpoints")
+        self._checkpoint = tf.train.Checkpoint(
+            model=learner.model,
+            hyperparameters=[variable.value for variable in [*learner.hyperparameters, *learner.step_statistics]],
+            optimizer=learner.optimizer,
+            step=tf.Variable(0, dtype=tf.int64),
+            progress=self.progress,
+        )
+        with writing(f"The folder {self.folder!r}", "Choose another `directory`, or make room."):
+            tf.io.gfile.makedirs(self.folder)
+            self._remove_partial()
+            probe = os.path.join(self.folder, f".probe-{os.getpid()}")
+            tf.io.gfile.GFile(probe, "w").write(" " * 4096)
+            tf.io.gfile.remove(probe)
+        self._manager = tf.train.CheckpointManager(self._checkpoint, self.folder, max_to_keep=keep)
+        if self._manager.latest_checkpoint:
+            self._restore(directory)
+
+    def _restore(self, directory: Any) -> None:
+        try:
+            self._checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+        except (AssertionError, ValueError) as error:
+            raise ValueError(
+                f"`directory` must be new or hold checkpoints of this learner. Received: {os.fspath(directory)!r}, "
+                "with those of another model, inner optimiser or meta-optimizer. Choose another `directory`."
+            ) from error
+        self.step = int(self._checkpoint.step)
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint of a step; one that is there has the same content, and stays.
+
+        Raises:
+            OSError: it could not be written; the one before it is intact.
+        """
+        if self._manager is None or any(path.endswith(f"ckpt-{step}") for path in self._manager.checkpoints):
+            return
+        self._checkpoint.step.assign(step)
+        last = self._manager.latest_checkpoint
+        intact = f"{os.path.basename(last)!r}, the last one before, is intact" if last else "There is none before it"
+        advice = f"{intact}; make room, then the same call goes on from there."
+        with writing(f"The checkpoint of step {step} in {self.folder!r}", advice):
+            try:
+                self._manager.save(checkpoint_number=step)
+            except BaseException:
+                self._remove_partial()
+                raise
+
+    def _remove_partial(self) -> None:
+        """Remove what a run was about to write when it was killed, or the disk was full."""
+        for path in tf.io.gfile.glob(os.path.join(self.folder, "*_temp*")):
+            tf.io.gfile.rmtree(path)
+
+
+@contextlib.contextmanager
+def writing(what: str, advice: str) -> Iterator[None]:
+    """Turn what the operating system or TensorFlow raises while files are written into one sentence.
+
+    Raises:
+        OSError: `what` could not be written.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
+        reason = re.sub(r" \[Op:\w+\]$", "", reason.strip().splitlines()[0]).rpartition("; ")[2].removesuffix(".")
+        raise OSError(f"{what} could not be written: {reason}. {advice}") from error
