@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
+EVERY = 4  # the runs' --checkpoint_steps
 
 
 def serve():
@@ -41,8 +42,8 @@ def serve():
                 status = exit.code if isinstance(exit.code, int) else 1
             finally:
                 os._exit(status)
-        print(process, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        print("started", process, flush=True)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 
 
 class Runs:
@@ -50,6 +51,7 @@ class Runs:
 
     def __init__(self, errors):
         """Start it; `errors` is a file for what the runs say."""
+        self.running = None
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
         self.server = subprocess.Popen(
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
@@ -57,35 +59,52 @@ class Runs:
         )  # fmt: skip
 
     def start(self, *arguments):
-        """Start a run; return its process id."""
+        """Start a run; return its process id. One that a test left is killed."""
+        if self.running:
+            os.kill(self.running, signal.SIGKILL)
+            self.wait()
         print(json.dumps(arguments), file=self.server.stdin, flush=True)
-        return int(self.server.stdout.readline())
+        self.running = self._read("started")
+        return self.running
 
     def wait(self):
         """Return the exit status of the run, negative where a signal ended it."""
-        return int(self.server.stdout.readline())
+        status, self.running = self._read("ended"), None
+        return status
+
+    def _read(self, what):
+        word, number = self.server.stdout.readline().split()
+        assert word == what
+        return int(number)
 
     def stop(self):
         """End the process."""
         self.server.stdin.close()
+        self.server.stdout.close()
         self.server.wait()
 
 
 def kill_at(process, folder, rng, in_a_write):
     """Send SIGKILL some checkpoints from now: inside the next write, or a random moment after the last."""
-    before, more = saved(folder), int(rng.integers(0, 6))
-    wait_for(process, lambda: len(saved(folder) - before) >= more)
+    goal = latest(folder) + EVERY * int(rng.integers(0, 4))
+    wait_for(process, lambda: latest(folder) >= goal)
     if in_a_write:
-        known = saved(folder)
-        wait_for(process, lambda: any(part not in known for part in os.listdir(folder)))
+        known = set(os.listdir(folder)) if folder.exists() else set()
+        wait_for(process, lambda: folder.exists() and any("_temp" in name for name in set(os.listdir(folder)) - known))
     else:
         time.sleep(rng.uniform(0, 0.15))
     os.kill(process, signal.SIGKILL)
 
 
 def saved(folder):
-    """Return the names of all files of the checkpoints."""
-    return {name for name in os.listdir(folder) if name.endswith(".index")} if folder.exists() else set()
+    """Return the steps of the checkpoints in a folder."""
+    names = os.listdir(folder) if folder.exists() else []
+    return {int(name[len("ckpt-") : -len(".index")]) for name in names if name.endswith(".index")}
+
+
+def latest(folder):
+    """Return the step of the last checkpoint, or 0."""
+    return max(saved(folder), default=0)
 
 
 def wait_for(process, condition):

@@ -67,7 +67,10 @@ def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.M
         adapt="all" if settings["adapt"] == ["all"] else settings["adapt"],
         normalization=settings["normalization"],
         execution=settings["execution"],
-        jit_compile={"auto": "auto", "true": True, "false": False}[settings["jit_compile"]],
+        # XLA has no deterministic gradient of max-pooling, not even on a CPU
+        jit_compile={"auto": not settings["deterministic"] and "auto", "true": True, "false": False}[
+            settings["jit_compile"]
+        ],
     )
     learner.compile(make_optimizer(settings), metrics=metrics)
     return learner

@@ -108,8 +108,8 @@ flags.DEFINE_enum(
     "A task that diverges ends the run, or is named, counted and kept out of the mean.", module_name=TRAINING,
 )  # fmt: skip
 flags.DEFINE_bool(
-    "deterministic", False, "Use TensorFlow's deterministic operations only; needed on a GPU for runs that repeat bit "
-    "for bit.", module_name=TRAINING,
+    "deterministic", False, "Use TensorFlow's deterministic operations only, without XLA unless --jit_compile=true; a "
+    "GPU needs it for runs that repeat bit for bit.", module_name=TRAINING,
 )  # fmt: skip
 flags.DEFINE_integer("validation_tasks", 40, "Tasks of each validation.", 1, module_name=TRAINING)
 flags.DEFINE_integer("evaluation_tasks", 600, "Unseen tasks of the final evaluation.", 2, module_name=TRAINING)
