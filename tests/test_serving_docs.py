@@ -56,6 +56,15 @@ def test_every_signature_has_a_body_that_it_can_answer(documented):
     np.testing.assert_allclose(documented["predictions"], answers["adapt_and_predict"], atol=1e-6)
 
 
+def test_targets_and_divergence_are_checked(documented):
+    """As the page says of targets that are numbers."""
+    adapt, x = documented["served"]["adapt"], tf.constant([[0.5], [1.0]])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`support_y` must be finite"):
+        adapt(support_x=x, support_y=tf.constant([[1.0], [np.nan]]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Adaptation diverged"):
+        adapt(support_x=1e18 * x, support_y=1e18 * x)
+
+
 def test_command_line_example_names_the_inputs():
     (line,) = re.findall(r'--input_exprs "(.*)"', DOCS.read_text())
     assert [part.split("=")[0].strip() for part in line.split(";")] == ["support_x", "support_y", "query_x"]

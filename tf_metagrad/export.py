@@ -21,10 +21,8 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
     | `adapt`                   | `support_x, support_y`          | `weights`, the adapted weights as one flat vector |
     | `predict_adapted`         | `weights, query_x`              | `predictions` of such a vector                    |
     | `predict`                 | `query_x`                       | `predictions` of the initialisation               |
-    | `adapt_and_predict_batch` | as above, a leading axis of tasks | `predictions` of each task                      |
-    | `adapt_batch`             | as above, a leading axis of tasks | `weights` of each task                          |
-    | `predict_adapted_batch`   | as above, a leading axis of tasks | `predictions` of each task                      |
 
+    `adapt_and_predict_batch`, `adapt_batch` and `predict_adapted_batch` do the same for a leading axis of tasks.
     `serving_default` is `adapt_and_predict`. A request that cannot be answered (labels outside of the ways, an empty
     support set, NaN, counts that disagree, weights of another length) gets an `InvalidArgumentError` that says so. What
     `saved_model_cli` cannot show is in `assets.extra/model_card.json`. The folder appears whole or not at all;
@@ -57,7 +55,12 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
     if os.path.exists(path) and not tf.saved_model.contains_saved_model(path):
         raise FileExistsError(f"Only a SavedModel is replaced. Received: {path!r}, which is none. Choose another path.")
-    served = Served(learner)
+    _write_whole(Served(learner), path)
+    return path
+
+
+def _write_whole(served: Served, path: str) -> None:
+    """Write the SavedModel beside its place and move it there, or leave what was there."""
     archive = _archive(served)
     parent = os.path.dirname(os.path.abspath(path))
     os.makedirs(parent, exist_ok=True)
@@ -76,7 +79,6 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return path
 
 
 def _archive(served: Served) -> keras.export.ExportArchive:
