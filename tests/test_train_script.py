@@ -113,7 +113,7 @@ def test_a_run_interrupted_by_ctrl_c_goes_on_and_ends_as_an_undisturbed_one(scri
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--task=imagenet"], "--task=imagenet: value should be one of <mnist1d|sinusoid|omniglot>"),
+        (["--task=imagenet"], "--task=imagenet: value should be one of <mnist1d|sinusoid|omniglot|mini_imagenet>"),
         (["--steps=many"], "--steps=many"),
         (["--ways=1"], "--ways=1"),
         (["--inner_learning_rate=-1"], "--inner_learning_rate=-1: -1.0 is not a non-negative number"),
