@@ -2,7 +2,7 @@
 
 Three walls, one behind the other. The instructions of the pickle are looked through first, and a file that holds any
 which lists, dicts, texts, numbers and arrays do not need is refused before one is carried out. Of the names that a
-pickle may ask for, six are known, and they stand for the classes below rather than for NumPy's own, so that no native
+pickle may ask for, a few are known, and they stand for the classes below rather than for NumPy's own, so that no native
 code meets an unchecked state. And what comes out is checked by whoever asked for it.
 """
 
@@ -89,6 +89,8 @@ class _Unpickler(pickle.Unpickler):
             return _Name("frombuffer")
         if (module, name) == ("_codecs", "encode"):
             return _Name("encode")
+        if (module, name) == ("__builtin__", "bytes"):
+            return _Name("bytes")
         raise pickle.UnpicklingError(f"it asks for {module[:80]}.{name[:80]}")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -117,6 +119,8 @@ class _Name:
             if encoding not in ("latin1", b"latin1"):
                 raise pickle.UnpicklingError("bytes in an unknown encoding")
             return codecs.encode(text, "latin1")
+        if self.kind == "bytes" and not arguments:  # protocols 0 to 2 call it for no bytes at all
+            return b""
         raise pickle.UnpicklingError("a class is called")
 
 
@@ -161,6 +165,7 @@ class _Array:
         if math.prod(shape) * element.itemsize != len(data):
             raise pickle.UnpicklingError(f"an array of shape {shape} with {len(data)} bytes")
         self.value = np.frombuffer(data, element).reshape(shape, order="F" if fortran else "C")
+        self.value.flags.writeable = False
         return self
 
 
@@ -169,7 +174,7 @@ def _text(value: Any) -> Any:
 
 
 def _finished(value: Any) -> Any:
-    """Returns `value` with the arrays in place of their stand-ins, in lists and dicts down to three levels."""
+    """Returns `value` with the arrays in place of their stand-ins, down to three levels: a list may hold itself."""
     return _finish(value, 3)
 
 
@@ -180,4 +185,6 @@ def _finish(value: Any, levels: int) -> Any:
         raise pickle.UnpicklingError("a class or an unfinished array in place of a value")
     if levels and isinstance(value, dict):
         return {key: _finish(part, levels - 1) for key, part in value.items()}
+    if levels and type(value) in (list, tuple):
+        return type(value)(_finish(part, levels - 1) for part in value)
     return value
