@@ -65,6 +65,8 @@ class Watch:
             where = getattr(arguments[0], "co_filename", str(arguments))
             if "encodings" not in where:  # Python loads its text encodings when they are first needed
                 self.executed.append((event, where))
+        if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+            return  # a name inside of an open folder, as shutil.rmtree gives it after the folder itself
         if event in self.FILES:
             self.written.append(str(arguments[1] if event in ("os.rename", "os.symlink", "os.link") else arguments[0]))
         if event == "open" and arguments[1] and set(str(arguments[1])) & set("wax+"):

@@ -24,6 +24,7 @@ TESTS = [
     "tests/test_versions.py", "tests/test_layout.py", "tests/test_checks.py", "tests/test_linear_solve.py",
     "tests/test_export.py", "tests/test_hostile.py", "tests/test_second_order.py", "tests/data/test_episodes.py",
     "tests/data/test_sinusoid.py", "tests/data/test_mini_imagenet.py", "tests/data/test_mini_imagenet_hostile.py",
+    "tests/data/test_pickles.py", "tests/data/test_mini_imagenet_errors.py",
     "--deselect=tests/test_second_order.py::test_hvp_equals_central_differences[LSTM]",
     "--deselect=tests/test_second_order.py::test_hvp_equals_central_differences[GRU]",
 ]  # fmt: skip

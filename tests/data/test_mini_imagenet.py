@@ -1,7 +1,6 @@
 import pathlib
 import re
 import shutil
-import sys
 import zipfile
 
 import numpy as np
@@ -135,98 +134,6 @@ def test_images_of_another_size_and_format_are_resized(tmp_path):
         expected = np.asarray(whole.resize((84, 84), PIL.Resampling.LANCZOS)).astype(int)
         apart = np.abs(image.numpy().astype(int) - expected)
         assert apart.mean() < 0.3 and apart.max() <= 8  # Pillow rounds and clips between its two passes
-
-
-# What can be wrong ----------------------------------------------------------------------------------------------------
-
-
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="lacks train.csv, val.csv, test.csv, images/ or images.zip") as error:
-        mini_imagenet(data_dir=tmp_path)
-    assert str(tmp_path / "downloads" / "manual" / "mini_imagenet") in str(error.value)
-    assert "image-net.org" in str(error.value) and "filename,label" in str(error.value)
-    files.write_tables(tmp_path)
-    with pytest.raises(FileNotFoundError, match="lacks images/ or images.zip, expected the whole set"):
-        mini_imagenet(data_dir=tmp_path, manual_dir=tmp_path)
-    files.write_images(tmp_path)
-    (tmp_path / "val.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks val.csv, expected"):
-        mini_imagenet(data_dir=tmp_path, manual_dir=tmp_path)
-    caches = tmp_path / "caches"
-    caches.mkdir()
-    files.write_caches(caches)
-    (caches / "mini-imagenet-cache-val.pkl").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks mini-imagenet-cache-val.pkl, expected"):
-        mini_imagenet(data_dir=tmp_path, manual_dir=caches)
-    assert not (tmp_path / "mini_imagenet").exists()
-
-
-def test_errors(prepared, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="split is 'val', expected one of 'train', 'validation', 'test'"):
-        mini_imagenet("val")
-    with pytest.raises(ValueError, match="shots is 0"):
-        mini_imagenet(shots=0)
-    with pytest.raises(ValueError, match=r"The class 'n00' of mini-ImageNet's train split has 4 images, .* = 5: lower"):
-        mini_imagenet(data_dir=prepared, **{**SMALL, "queries": 4})
-    with pytest.raises(ValueError, match="ways is 5 and y holds 3 classes"):
-        mini_imagenet(data_dir=prepared, **{**SMALL, "ways": 5})
-    files.write_caches(tmp_path)
-    with pytest.raises(ValueError, match="was prepared from other files than those in .*: delete the former"):
-        mini_imagenet(data_dir=prepared, manual_dir=tmp_path, **SMALL)
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match="pip install tensorflow-datasets"):
-        mini_imagenet(data_dir=prepared)
-
-
-def cut_an_image(folder):
-    path = folder / "images" / "n11_2.jpg"
-    path.write_bytes(path.read_bytes()[:600])
-
-
-def lose_an_image(folder):
-    (folder / "images" / "n11_2.jpg").unlink()
-
-
-def rename_a_column(folder):
-    path = folder / "val.csv"
-    path.write_text(path.read_text().replace("filename,label", "file,class"))
-
-
-def repeat_a_line(folder):
-    path = folder / "val.csv"
-    path.write_text(path.read_text() + "n11_2.jpg,n11\n")
-
-
-def share_a_class(folder):
-    path = folder / "val.csv"
-    path.write_text(path.read_text() + "other.jpg,n01\n")
-
-
-def lead_out(folder):
-    path = folder / "val.csv"
-    path.write_text(path.read_text() + "../secret.jpg,n11\n")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (cut_an_image, "The image 'n11_2.jpg' cannot be read (.*), expected a whole JPEG or PNG file: fetch"),
-        (lose_an_image, "The image 'n11_2.jpg' is missing in .*images', expected every file that the tables name"),
-        (rename_a_column, "val.csv' begins with the columns 'file', 'class', expected .* filename, label: put"),
-        (repeat_a_line, "names the file 'n11_2.jpg', which was named before, expected every image once"),
-        (share_a_class, "The class 'n01' is in train.csv and in val.csv, expected splits that share no class"),
-        (lead_out, "names the file '../secret.jpg', expected a name inside the folder of images"),
-    ],
-)
-def test_spoilt_files_end_in_a_sentence_and_leave_nothing_prepared(spoil, message, tmp_path):
-    manual, data = tmp_path / "manual", tmp_path / "data"
-    manual.mkdir()
-    files.write_images(files.write_tables(manual))
-    spoil(manual)
-    with pytest.raises(ValueError, match=message) as error:
-        mini_imagenet(data_dir=data, manual_dir=manual, **SMALL)
-    assert "\n" not in str(error.value)
-    assert not list((data / "mini_imagenet").glob("*"))
 
 
 # The real images ------------------------------------------------------------------------------------------------------
