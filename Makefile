@@ -2,6 +2,7 @@
 #   make train ARGS="--help"                  options of the training script
 #   make test ARGS="tests/test_x.py -k name"  a part of the tests
 #   make test PYTHON=python3.12               the interpreter .venv is made from (3.10 to 3.13)
+#   make test-matrix                          quick tests on every Python, with the oldest and the newest TensorFlow
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -14,7 +15,7 @@ PYTEST = $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test test-slow format clean
+.PHONY: help train test test-slow test-matrix format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -30,12 +31,16 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow $(ARGS)
 
+# Every environment is made in .matrix, one at a time, and removed again: 3 GB of disk, 2 to 10 minutes each.
+test-matrix:
+	$(PYTHON) tests/matrix.py $(ARGS)
+
 format: $(VENV)/.test
 	$(PY) -m ruff check --fix --exit-zero .
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) .matrix build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -path ./runs -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Each stamp is written last, so an interrupted installation is done again. --clear starts .venv, stamps included, afresh.

@@ -10,7 +10,7 @@ import tf_metagrad as mg
 
 PACKAGE = pathlib.Path(mg.__file__).parent
 ORDER = [
-    "_types", "_tree", "_second_order", "_vectorize", "_hvp", "_model", "_execution", "_task_functions",
+    "_versions", "_types", "_tree", "_second_order", "_vectorize", "_hvp", "_model", "_execution", "_task_functions",
     "_linear_solve", "inner", "_inner_loop", "_problem", "_runner",
     "estimators", "_checks", "_diagnostics", "_distribution", "evaluation", "_meta_update", "learner",
     "_checkpoints", "_epochs", "training", "_request_checks", "_signatures", "_model_card", "export",

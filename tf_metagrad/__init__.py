@@ -1,5 +1,9 @@
 """Meta-gradients for gradient-based meta-learning, in TensorFlow and Keras 3."""
 
+from tf_metagrad import _versions
+
+_versions.check()
+
 from tf_metagrad import bounds, data, estimators, inner, models, optimizers
 from tf_metagrad._distribution import make_strategy
 from tf_metagrad._table import Comparison

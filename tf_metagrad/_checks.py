@@ -148,6 +148,11 @@ def check_shapes(task: Task) -> None:
     shapes = {name: [tuple(np.shape(leaf)) for leaf in tf.nest.flatten(part)] for name, part in task._asdict().items()}
     support = {shape[:2] for shape in shapes["support_x"] + shapes["support_y"]}
     query = {shape[:2] for shape in shapes["query_x"] + shapes["query_y"]}
+    if any(0 in shape for shape in support | query):
+        raise ValueError(
+            "A batch must have at least one task, and a task at least one support and one query example. "
+            f"Received: {', '.join(f'{n} {v[0]}' for n, v in shapes.items() if v)}."
+        )
     agree = len(support) == len(query) == 1 and all(len(shape) == 2 for shape in support | query)
     if not agree or len({shape[0] for shape in support | query}) != 1:
         raise ValueError(

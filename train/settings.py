@@ -22,6 +22,10 @@ DEFAULTS = {
         steps=4000, meta_batch=8, ways=5, shots=1, queries=15, inner_steps=5, inner_learning_rate=0.1,
         meta_learning_rate=2e-3, filters=64, pool=True,
     ),
+    "mini_imagenet": dict(
+        steps=4000, meta_batch=4, ways=5, shots=1, queries=15, inner_steps=5, inner_learning_rate=0.01,
+        meta_learning_rate=1e-3, filters=32, pool=True,
+    ),
 }  # fmt: skip
 ESTIMATOR = "MAML"
 
@@ -122,6 +126,9 @@ flags.DEFINE_string(
     "output", None, "Output folder [runs/<task>; of compare.py: runs/compare-<task>].", module_name=FILES
 )
 flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps its datasets.", module_name=FILES)
+flags.DEFINE_string(
+    "manual_dir", None, "Where files fetched by hand are [<data_dir>/downloads/manual/<task>].", module_name=FILES
+)
 flags.DEFINE_bool("download", False, "Fetch the dataset where it is missing.", module_name=FILES)
 
 

@@ -44,6 +44,13 @@ TASKS = {
         ),
         ("ways", "shots", "queries", "meta_batch"),
     ),
+    "mini_imagenet": TaskKind(
+        lambda s: _classifier(mg.models.conv2d(s["ways"], (84, 84, 3), filters=s["filters"], pool=s["pool"])),
+        lambda split, sizes, options: mg.data.mini_imagenet(
+            split, **sizes, data_dir=options["data_dir"], manual_dir=options["manual_dir"]
+        ),
+        ("ways", "shots", "queries", "meta_batch"),
+    ),
 }
 
 

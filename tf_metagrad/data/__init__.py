@@ -5,8 +5,9 @@ same seed gives the same tasks in every process and on every machine, and `start
 """
 
 from tf_metagrad.data._episodes import from_arrays
+from tf_metagrad.data._mini_imagenet import mini_imagenet
 from tf_metagrad.data._mnist1d import mnist1d
 from tf_metagrad.data._omniglot import omniglot
 from tf_metagrad.data._sinusoid import sinusoid
 
-__all__ = ["from_arrays", "mnist1d", "omniglot", "sinusoid"]
+__all__ = ["from_arrays", "mini_imagenet", "mnist1d", "omniglot", "sinusoid"]

@@ -30,12 +30,16 @@ def check_sizes(**sizes: int) -> None:
     """Raises ValueError unless every argument is a whole number in the range that its name calls for."""
     for name, value in sizes.items():
         minimum, reason = _MINIMUM[name]
+        bits = 63 if name in ("seed", "start") else 31
         try:
-            valid = minimum <= operator.index(value) < 2**63
+            valid = minimum <= operator.index(value) < 2**bits
         except TypeError:
             valid = False
         if not valid:
-            raise ValueError(f"{name} is {value!r}, expected a whole number of at least {minimum}: {reason}.")
+            shown = repr(value)[:80]
+            raise ValueError(
+                f"{name} is {shown}, expected a whole number of at least {minimum} and below 2**{bits}: {reason}."
+            )
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -64,6 +68,11 @@ def stream(
     Returns:
         An infinite dataset of what `assemble` returns.
     """
+    if (start + 1) * meta_batch >= 2**62:
+        raise ValueError(
+            f"start is {start} with meta_batch {meta_batch}, expected fewer than 2**62 tasks before the first batch: "
+            "lower start."
+        )
 
     def episode(number: tf.Tensor) -> Any:
         return draw(tf.stack([tf.constant(seed, tf.int64), number]))
@@ -136,8 +145,8 @@ def from_arrays(
     """
     check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
     with tf.device("CPU:0"):  # where tf.data runs; a copy on an accelerator would be fetched back for every batch
-        examples = tf.convert_to_tensor(x)
-        order, counts = _group_by_class(examples, np.asarray(y), ways, shots + queries)
+        examples, labels = _converted("x", tf.convert_to_tensor, x), _converted("y", np.asarray, y)
+        order, counts = _group_by_class(examples, labels, ways, shots + queries)
         draw = _index_sampler(order, counts, ways, shots, queries)
     convert = transform or _to_float
     labels = [tf.repeat(tf.range(ways), per_class) for per_class in (shots, queries)]
@@ -182,6 +191,17 @@ def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int,
         return tf.reshape(index[:, :shots], [-1]), tf.reshape(index[:, shots:], [-1])
 
     return draw
+
+
+def _converted(name: str, convert: Callable, value: Any) -> Any:
+    try:
+        return convert(value)
+    except (TypeError, ValueError, OverflowError, MemoryError, tf.errors.OpError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(
+            f"{name} of type {type(value).__name__} does not make an array ({reason}), expected one: "
+            "pass an array of numbers, or lists of equal lengths."
+        ) from error
 
 
 def _group_by_class(x: tf.Tensor, y: np.ndarray, ways: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:

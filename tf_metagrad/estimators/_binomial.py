@@ -86,6 +86,8 @@ class BinomMAML(Estimator):
     def __post_init__(self):
         """Check the configuration."""
         check_order("truncation", self.truncation)
+        if not isinstance(self.rescale, bool):
+            raise ValueError(f"`rescale` must be True or False. Received: rescale={self.rescale!r}.")
 
     def check(self, inner: InnerOptimizer) -> None:
         """See `Estimator.check`."""

@@ -44,6 +44,7 @@ from tf_metagrad._inner_loop import Path, move, path_to, start
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad.estimators._base import Estimator, check_proximal
 from tf_metagrad.inner import InnerOptimizer
+from tf_metagrad.inner._base import is_one_of
 
 # scheme: the points nu_i / nu, the slopes c_i nu, and the weights of the mean that the query set judges
 _STENCILS = {
@@ -149,10 +150,10 @@ class FOBMAML(Estimator):
 
     def __post_init__(self):
         """Check the configuration."""
-        if self.scheme not in _SCHEMES:
+        if not is_one_of(self.scheme, _SCHEMES):
             raise ValueError(f"`scheme` must be one of {_SCHEMES}. Received: scheme={self.scheme!r}.")
         number = isinstance(self.perturbation, int | float | np.number) and not isinstance(self.perturbation, bool)
-        if self.perturbation != "auto" and not (number and 0 < self.perturbation < np.inf):
+        if not is_one_of(self.perturbation, ("auto",)) and not (number and 0 < self.perturbation < np.inf):
             raise ValueError(
                 f'`perturbation` must be a positive number or "auto". Received: perturbation={self.perturbation!r}. '
                 'The limit 0 is scheme="tangent".'

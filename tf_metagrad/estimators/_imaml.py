@@ -23,6 +23,7 @@ from tf_metagrad._linear_solve import SOLVERS
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad.estimators._base import Estimator, check_count, check_proximal, check_small
 from tf_metagrad.inner import InnerOptimizer
+from tf_metagrad.inner._base import is_one_of
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -53,7 +54,7 @@ class IMAML(Estimator):
 
     def __post_init__(self):
         """Check the configuration."""
-        if self.solver not in SOLVERS:
+        if not is_one_of(self.solver, tuple(SOLVERS)):
             raise ValueError(f"`solver` must be one of {tuple(SOLVERS)}. Received: solver={self.solver!r}.")
         check_count("iterations", self.iterations)
         check_small("tolerance", self.tolerance)

@@ -27,6 +27,7 @@ from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator
 from tf_metagrad.estimators._truncated import backpropagate
 from tf_metagrad.inner import InnerOptimizer
+from tf_metagrad.inner._base import is_one_of
 
 _MODES = ("mixed", "unrolled")
 
@@ -94,7 +95,7 @@ class MAML(Estimator):
 
     def __post_init__(self):
         """Check the configuration."""
-        if self.mode not in _MODES:
+        if not is_one_of(self.mode, _MODES):
             raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={self.mode!r}.")
         numbers = np.array(self.step_weights, dtype=object).ravel()
         if not all(isinstance(w, int | float | np.number) and 0 <= w < np.inf for w in numbers) or (

@@ -4,6 +4,8 @@ import ast
 
 from tf_metagrad.estimators._base import Estimator
 
+_LONGEST = 10_000  # characters; Python's parser may crash on text that is nested without end
+
 
 def parse(text: str) -> Estimator:
     """Return the estimator that `text` names, in Python's notation for a call with plain values.
@@ -19,10 +21,10 @@ def parse(text: str) -> Estimator:
         BinomMAML(truncation=2)
     """
     try:
-        return _estimator(ast.parse(text.strip(), mode="eval").body)
+        return _estimator(_parsed(text.strip()))
     except (SyntaxError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"An estimator is a name with plain arguments, such as BinomMAML(truncation=2). Received: {text!r}."
+            f"An estimator is a name with plain arguments, such as BinomMAML(truncation=2). Received: {_shown(text)}."
         ) from error
 
 
@@ -40,16 +42,31 @@ def parse_schedule(text: str) -> dict[int, Estimator]:
         {0: FOMAML(), 1000: BinomTruncMAML(truncation=1, horizon=4)}
     """
     try:
-        entries = ast.parse("{" + text + "}", mode="eval").body
+        entries = _parsed("{" + text + "}")
         steps = [key.value for key in entries.keys]
         estimators = [_estimator(value) for value in entries.values]
     except (SyntaxError, AttributeError, TypeError) as error:
         raise ValueError(
-            f'A schedule is steps with estimators, such as "0: FOMAML, 1000: BinomMAML(1)". Received: {text!r}.'
+            f'A schedule is steps with estimators, such as "0: FOMAML, 1000: BinomMAML(1)". Received: {_shown(text)}.'
         ) from error
     if not all(type(step) is int for step in steps) or len(set(steps)) < len(steps):
-        raise ValueError(f"The steps of a schedule must be whole numbers, each once. Received: {text!r}.")
+        raise ValueError(f"The steps of a schedule must be whole numbers, each once. Received: {_shown(text)}.")
     return dict(zip(steps, estimators, strict=True))
+
+
+def _parsed(text: str) -> ast.expr:
+    """Return the expression that `text` is; SyntaxError where it is none, or one that is too long or too deep."""
+    if len(text) > _LONGEST:
+        raise SyntaxError("The text is too long.")
+    try:
+        return ast.parse(text, mode="eval").body
+    except (ValueError, MemoryError, RecursionError) as error:  # a null character, a lone surrogate; nesting
+        raise SyntaxError(str(error)) from error
+
+
+def _shown(text: object) -> str:
+    shown = repr(text)
+    return shown if len(shown) < 200 else f"{shown[:200]} ..."
 
 
 def _estimator(node: ast.expr) -> Estimator:
@@ -63,11 +80,11 @@ def _estimator(node: ast.expr) -> Estimator:
     try:
         args = [ast.literal_eval(argument) for argument in call.args]
         kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except ValueError as error:
+    except (ValueError, MemoryError, RecursionError) as error:
         raise TypeError("An argument is not a plain value.") from error
     if name not in known:
-        raise ValueError(f"Unknown estimator. Received: {name!r}. Known: {', '.join(sorted(known))}.")
+        raise ValueError(f"Unknown estimator. Received: {_shown(name)}. Known: {', '.join(sorted(known))}.")
     try:
         return known[name](*args, **kwargs)
     except TypeError as error:
-        raise ValueError(f"Wrong arguments for {name}. Received: {ast.unparse(node)!r}. {error}.") from error
+        raise ValueError(f"Wrong arguments for {name}. Received: {_shown(ast.unparse(node))}. {error}.") from error

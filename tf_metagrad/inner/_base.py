@@ -78,6 +78,11 @@ def check_steps(steps: Any) -> None:
         raise ValueError(f"`steps` must be a whole number of at least 1. Received: steps={steps!r}.")
 
 
+def is_one_of(value: Any, choices: Sequence[str | None]) -> bool:
+    """Return whether `value` is one of the texts, or None where that is a choice; other types are not compared."""
+    return (value is None or isinstance(value, str)) and value in choices
+
+
 def check_positive(name: str, value: Any, hint: str = "") -> None:
     """Raise `ValueError` unless `value` is a positive number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < np.inf:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_metagrad._types import Params
-from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_positive, check_steps
+from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_positive, check_steps, is_one_of
 
 _LEARN = (None, "scalar", "per_layer_and_step", "per_parameter")
 
@@ -48,7 +48,7 @@ class GradientDescent(InnerOptimizer):
         check_positive(
             "learning_rate", self.learning_rate, " To learn it, give its initial value here and choose `learn`."
         )
-        if self.learn not in _LEARN:
+        if not is_one_of(self.learn, _LEARN):
             raise ValueError(f"`learn` must be one of {_LEARN}. Received: learn={self.learn!r}.")
 
     def initial_hyperparameters(self, weights: AdaptingWeights) -> dict[str, np.ndarray]:

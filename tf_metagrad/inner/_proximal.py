@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_metagrad._types import Params
-from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_positive, check_steps
+from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_positive, check_steps, is_one_of
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -50,9 +50,9 @@ class ProximalGradientDescent(InnerOptimizer):
         check_steps(self.steps)
         check_positive("learning_rate", self.learning_rate)
         check_positive("weight", self.weight)
-        if self.tolerance != 0:
+        if not (isinstance(self.tolerance, int | float) and self.tolerance == 0):
             check_positive("tolerance", self.tolerance)
-        if self.learn not in (None, "weight"):
+        if not is_one_of(self.learn, (None, "weight")):
             raise ValueError(f'`learn` must be None or "weight". Received: learn={self.learn!r}.')
         if self.learning_rate * self.weight >= 2:
             raise ValueError(
