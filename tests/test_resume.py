@@ -244,7 +244,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_step(learner, 
 
 def test_results_that_cannot_be_written_leave_those_before(runs, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "train"))
-    import runs as results
+    import run_folder as results
 
     path = tmp_path / "result.json"
     path.write_text("before")

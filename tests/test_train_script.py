@@ -31,7 +31,7 @@ class Script:
     """The modules of the script, and calls of it in this process."""
 
     def __init__(self):
-        for name in ("pipeline", "runs", "settings", "tasks", "train"):
+        for name in ("pipeline", "run_folder", "settings", "tasks", "train"):
             setattr(self, name, importlib.import_module(name))
 
     def read(self, *arguments):
@@ -278,7 +278,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(script, finished,
 
 def test_a_run_killed_while_it_wrote_its_configuration_begins_again(script, tmp_path):
     (tmp_path / "config.json.partial").write_text("{")
-    with script.runs.output_folder(tmp_path, {"task": "sinusoid"}):
+    with script.run_folder.output_folder(tmp_path, {"task": "sinusoid"}):
         assert json.loads((tmp_path / "config.json").read_text()) == {"task": "sinusoid"}
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
@@ -286,7 +286,7 @@ def test_a_run_killed_while_it_wrote_its_configuration_begins_again(script, tmp_
 def test_an_epoch_that_is_run_again_replaces_its_row(script, tmp_path):
     path = tmp_path / "history.csv"
     for rows in ({0: 3.0, 1: 2.0}, {1: 1.5, 2: 1.0}):
-        table = script.runs.HistoryFile(path)
+        table = script.run_folder.HistoryFile(path)
         for epoch, loss in rows.items():
             table.on_epoch_end(epoch, {"loss": loss, "val_loss": loss + 0.25})
     assert path.read_text() == "epoch,loss,val_loss\n0,3.0,3.25\n1,1.5,1.75\n2,1.0,1.25\n"

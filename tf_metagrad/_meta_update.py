@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_metagrad import _diagnostics, _execution, _tree
 from tf_metagrad._distribution import Replicas
+from tf_metagrad._shared_update import Attempt, SharedUpdate, judged
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 
@@ -29,64 +30,6 @@ class Updated(NamedTuple):
     metrics: dict[str, tf.Tensor]
     diagnostics: dict[str, tf.Tensor]
     skipped: dict[int, str]
-
-
-class _Attempt(NamedTuple):
-    """A compiled update: `good` says for each task whether its losses are finite, `sound` whether it was applied."""
-
-    losses: tf.Tensor
-    metrics: dict[str, tf.Tensor]
-    diagnostics: dict[str, tf.Tensor]
-    good: tf.Tensor
-    sound: tf.Tensor
-
-
-class SharedUpdate:
-    """A compiled update whose tasks are shared out over the replicas: first the gradients, then, if sound, the step."""
-
-    def __init__(self, update: "MetaUpdate", gradient: Callable):
-        """Store the parts."""
-        self.update, self.gradient, self.replicas = update, gradient, Replicas(update.learner.distribute_strategy)
-        self._look = tf.function(self._estimate, autograph=False)
-        self._commit = tf.function(self._step, autograph=False)
-
-    def __call__(self, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> _Attempt:
-        """Run it on the whole batch."""
-        means, outputs = self._look(self.replicas.split((tasks, *shares))[1], seed)
-        losses, predictions, diagnostics = self.replicas.join(outputs)
-        good = tf.math.is_finite(losses) & (diagnostics["inner_failed_step"] < 0)
-        first = self.replicas.strategy.experimental_local_results(means)[0]
-        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in tf.nest.flatten(first)]
-        sound = tf.reduce_all(good) & tf.reduce_all(tf.stack(finite))
-        if sound:
-            self._commit(means)
-            self.update.count_metrics(*judged(tasks.query_y, predictions, *shares))
-        return _Attempt(losses, self.update.metrics(), diagnostics, good, sound)
-
-    def _estimate(self, parts: Any, seed: tf.Tensor):
-        def replica(part, shard):
-            tasks, *shares = part
-            snapshot = self.update.learner.snapshot()
-            (gradients, losses, predictions, diagnostics, statistics), _ = self.gradient(
-                tasks, seed, shard, snapshot, *shares
-            )
-            if shares:
-                statistics = _tree.scale(shares[0], statistics)
-            averages = [tf.reduce_mean(values, axis=0) for values in statistics]
-            means = self.replicas.mean([*gradients, *averages])
-            return means, (losses, predictions, diagnostics)
-
-        return self.replicas.strategy.run(replica, args=parts)
-
-    def _step(self, means: Any) -> None:
-        count = len(self.update.learner.meta_variables)
-        self.replicas.strategy.run(lambda m: self.update.commit(m[:count], m[count:]), args=(means,))
-
-
-def judged(query_y: Any, predictions: Any, *shares: tf.Tensor) -> tuple[Any, Any]:
-    """Return the targets and predictions that count."""
-    pair = (query_y, predictions)
-    return tf.nest.map_structure(lambda t: tf.boolean_mask(t, shares[0] > 0), pair) if shares else pair
 
 
 class MetaUpdate:
@@ -151,7 +94,7 @@ class MetaUpdate:
             self._raise(faults or self._gradient_faults(tasks, seed, tasks_in_all, where), where)
         return self._skip(done, faults, tasks, seed, where)
 
-    def _skip(self, done: _Attempt, faults: dict[int, str], tasks: Task, seed: tf.Tensor, where: str) -> Updated:
+    def _skip(self, done: Attempt, faults: dict[int, str], tasks: Task, seed: tf.Tensor, where: str) -> Updated:
         """Apply the update without the tasks of `faults`, and without those whose gradient only is at fault."""
         numbers, searched = range(done.losses.shape[0]), False
         while len(faults) < len(numbers):
@@ -199,7 +142,7 @@ class MetaUpdate:
             self._example = self.learner.snapshot()
         return self._example
 
-    def _attempt(self, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> _Attempt:
+    def _attempt(self, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
         gradient = self._traced(self.learner.estimator, tasks, seed, *shares)
         several = Replicas(self.learner.distribute_strategy).count > 1
         if gradient not in self._updates:
@@ -207,7 +150,7 @@ class MetaUpdate:
             self._updates[gradient] = function if several else tf.function(function, autograph=False)
         return self._updates[gradient](tasks, seed, *shares)
 
-    def _apply(self, gradient: Callable, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> _Attempt:
+    def _apply(self, gradient: Callable, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
         estimate, finite = gradient(tasks, seed, tf.constant(0), self.learner.snapshot(), *shares)
         gradients, losses, predictions, diagnostics, statistics = estimate
         good = tf.math.is_finite(losses) & (diagnostics["inner_failed_step"] < 0)
@@ -221,7 +164,7 @@ class MetaUpdate:
             return True
 
         tf.cond(sound, commit, lambda: False)
-        return _Attempt(losses, self.metrics(), diagnostics, good, sound)
+        return Attempt(losses, self.metrics(), diagnostics, good, sound)
 
     def commit(self, gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Tensor]) -> None:
         """Apply the optimizer, and store the averages of each step."""

@@ -101,15 +101,15 @@ def output_folder(path: pathlib.Path) -> Iterator[None]:
 
 def save(output: pathlib.Path, comparison: Any, configuration: dict[str, Any]) -> None:
     """Write comparison.csv, comparison.json and comparison.png."""
-    import runs
+    import run_folder
 
     columns = comparison.to_dict()
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
-    runs.write_whole(output / "comparison.csv", table.getvalue())
-    runs.write_json(output / "comparison.json", {"settings": configuration, "columns": columns})
+    run_folder.write_whole(output / "comparison.csv", table.getvalue())
+    run_folder.write_json(output / "comparison.json", {"settings": configuration, "columns": columns})
     comparison.plot(output / "comparison.png")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from runs import HistoryFile, output_folder, write_json
+from run_folder import HistoryFile, output_folder, write_json
 from tasks import TASKS, stream
 
 import tf_metagrad as mg
