@@ -187,11 +187,12 @@ def test_settings_reach_the_learner(script):
     assert (learner.execution.tasks, learner.execution.jit_compile) == ("map", True)
     rate = learner.optimizer._learning_rate
     assert [float(rate(step)) for step in (0, 10)] == pytest.approx([0.25, 0.0025])
-    settings, _ = script.read("--adapt=head", "--nocosine_decay")
+    settings, _ = script.read("--adapt=head", "--nocosine_decay", "--distribution=mirrored")
     keras.utils.clear_session()
     learner = script.pipeline.make_learner(settings, mg.estimators.FOMAML())
     assert learner.adapting_weights.shapes == [tuple(v.shape) for v in learner.model.layers[-1].trainable_variables]
     assert float(learner.optimizer.learning_rate) == pytest.approx(3e-3)
+    assert isinstance(learner.distribute_strategy, tf.distribute.MirroredStrategy)
 
 
 @pytest.mark.parametrize(

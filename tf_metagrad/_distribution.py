@@ -1,7 +1,7 @@
 """Tasks sharded over the replicas of a `tf.distribute` strategy.
 
-Every process draws the same batch, and each replica runs its own equal part of it: the result is that of one device, up
-to the rounding of the mean over the replicas.
+Each replica runs its own equal part of a batch: the result is that of one device, up to the rounding of the mean over
+the replicas.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ import tensorflow as tf
 
 from tf_metagrad._types import Task
 
-STRATEGIES = ("none", "mirrored", "multi_worker")
+STRATEGIES = ("none", "mirrored")
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """Return the strategy that `--distribution` names; a learner made in its `scope()` uses it.
+    """Return the strategy of that name; a learner made and compiled in its `scope()` uses it.
+
+    Make one for a process, for several would mix up their messages.
 
     Args:
-        name: `"none"`: one device. `"mirrored"`: all GPUs of this machine, or its logical CPUs. `"multi_worker"`: the
-            processes that the environment variable TF_CONFIG names; to be called before TensorFlow does anything.
+        name: `"none"`: one device. `"mirrored"`: all GPUs of this machine, or its logical CPUs.
 
     Raises:
         ValueError: another name.
@@ -34,8 +35,6 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
-    if name == "multi_worker":
-        return tf.distribute.MultiWorkerMirroredStrategy()
     raise ValueError(f"`name` must be one of {STRATEGIES}. Received: {name!r}.")
 
 
@@ -74,16 +73,9 @@ class Replicas:
         return part(0), (parts, shards)
 
     def join(self, outputs: Any) -> Any:
-        """Return what the replicas put out, joined along the axis of tasks; to be called outside of a function.
-
-        Within one process nothing has to be sent. Where it has, the sending must not mix with that of the gradients.
-        """
-
-        def joined(parts):
-            local = self.strategy.experimental_local_results(parts)
-            return tf.concat(local, axis=0) if len(local) == self.count else self.strategy.gather(parts, axis=0)
-
-        return tf.nest.map_structure(joined, outputs)
+        """Return what the replicas put out, joined along the axis of tasks."""
+        local = self.strategy.experimental_local_results
+        return tf.nest.map_structure(lambda parts: tf.concat(local(parts), axis=0), outputs)
 
     def mean(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return the mean over the replicas; to be called by a replica."""

@@ -149,6 +149,14 @@ class MetaLearner(keras.Model):
         reduce_before_clipping(self.optimizer)
         self._meta_update.has_metrics = bool(metrics)
 
+    def fit(self, *args, **kwargs):
+        """Refuse, with a pointer to `mg.train`."""
+        raise NotImplementedError("A MetaLearner learns from tasks. Use mg.train(learner, tasks, steps) for `fit`.")
+
+    def evaluate(self, *args, **kwargs):
+        """Refuse, with a pointer to `evaluate_tasks`."""
+        raise NotImplementedError("A MetaLearner is judged on tasks. Use learner.evaluate_tasks(tasks) for `evaluate`.")
+
     # Running tasks -----------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:

@@ -56,7 +56,12 @@ def make_optimizer(settings: Settings) -> keras.optimizers.Optimizer:
 
 
 def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaLearner:
-    """Return the compiled learner that the settings describe."""
+    """Return the compiled learner that the settings describe, on the devices that they name."""
+    with mg.make_strategy(settings["distribution"]).scope():
+        return _learner(settings, estimator)
+
+
+def _learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaLearner:
     keras.utils.set_random_seed(settings["seed"])
     model, loss, metrics = TASKS[settings["task"]].make_model(settings)
     learner = mg.MetaLearner(

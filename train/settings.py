@@ -83,6 +83,10 @@ flags.DEFINE_enum(
     module_name=ADAPTATION,
 )  # fmt: skip
 flags.DEFINE_enum(
+    "distribution", "none", ["none", "mirrored"], "mirrored: share the tasks of a batch out over all GPUs.",
+    module_name=ADAPTATION,
+)  # fmt: skip
+flags.DEFINE_enum(
     "jit_compile", "auto", ["auto", "true", "false"], "Whether XLA compiles the step.", module_name=ADAPTATION
 )
 
