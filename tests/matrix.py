@@ -96,7 +96,10 @@ def run(python: str, version: str, end: str, tests: list[str]) -> dict[str, str]
             subprocess.run([inside, "-c", "import tf_metagrad"], check=True, **to_log)
             pytest = [inside, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", *tests]
             subprocess.run(pytest, **to_log)
-        row["result"] = log.read_text().rstrip().splitlines()[-1].strip("= ")
+        row["result"] = "no summary"
+        for line in log.read_text(errors="replace").splitlines():
+            if re.search(r"\d+ (passed|failed|errors?)\b.* in [\d.]+s", line):
+                row["result"] = line.strip("= ")
     except subprocess.CalledProcessError:
         print("\n".join(log.read_text().splitlines()[-15:]), file=sys.stderr)
     finally:
