@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tf_metagrad import estimators as e
 from tf_metagrad.inner import GradientDescent, InnerOptimizer, ProximalGradientDescent
 
@@ -21,6 +23,7 @@ class Case(NamedTuple):
             quadratic and j, or None where the estimator takes no learned rates.
         inner: the inner optimiser.
         stochastic: whether the closed form is the mean over seeds.
+        weight_gradient: the closed form of the gradient of log lambda, where lambda is learned.
     """
 
     estimator: e.Estimator
@@ -28,6 +31,7 @@ class Case(NamedTuple):
     adjoint: Callable[[Any, int], Any] | None = None
     inner: InnerOptimizer = PLAIN
     stochastic: bool = False
+    weight_gradient: Callable[[Any], Any] | None = None
 
 
 def _implicit(estimator: e.Estimator, *stencil: tuple[float, float]) -> Case:
@@ -38,7 +42,13 @@ def _implicit(estimator: e.Estimator, *stencil: tuple[float, float]) -> Case:
             return q.implicit(SOLVED.weight)
         return -SOLVED.weight * sum(c * q.proximal(SOLVED.weight, nu) for nu, c in stencil)
 
-    return Case(estimator, meta_gradient, inner=SOLVED)
+    def weight_gradient(q):
+        """Return lambda dF/dlambda; F depends on lambda by |phi - theta|^2 / 2, whose derivative in nu is wanted."""
+        if not stencil:
+            return (q.w0 - q.proximal(SOLVED.weight)) @ q.implicit(SOLVED.weight)
+        return SOLVED.weight * sum(c * np.sum((q.proximal(SOLVED.weight, nu) - q.w0) ** 2) / 2 for nu, c in stencil)
+
+    return Case(estimator, meta_gradient, inner=SOLVED, weight_gradient=weight_gradient)
 
 
 CASES = {

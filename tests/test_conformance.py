@@ -1,5 +1,6 @@
 """Every public estimator against closed forms on quadratics, in float64."""
 
+import dataclasses
 import inspect
 import json
 
@@ -83,6 +84,16 @@ def test_learned_rates(float64, case, learn):
         learn
     ]
     assert relative_error([rate_gradient], [expected]) < 1e-10
+
+
+@pytest.mark.parametrize("case", [case for case in ALL if case.weight_gradient], ids=lambda case: str(case.estimator))
+def test_learned_weight(float64, case):
+    learner, tasks = make_learner(case.estimator, dataclasses.replace(case.inner, learn="weight")), make_tasks()
+    *gradients, weight_gradient = learner.meta_gradient(tasks).gradients
+    problems = quadratics(learner, tasks, np.full((STEPS, WEIGHTS), RATE))
+    assert relative_error(gradients, [np.mean([case.meta_gradient(q) for q in problems], axis=0)]) < 1e-10
+    expected = np.mean([case.weight_gradient(q) for q in problems])
+    assert abs(weight_gradient - expected) < 1e-10 * abs(expected)
 
 
 @pytest.mark.parametrize("estimator", [case.estimator for case in ALL], ids=str)
