@@ -3,12 +3,14 @@
 A script of its own, because the devices must be there before TensorFlow does anything.
 """
 
+import functools
 import json
 
 import tensorflow as tf
 
-CPU = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
+if __name__ == "__main__":
+    CPU = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
@@ -16,9 +18,6 @@ from estimator_cases import CASES, typical  # noqa: E402
 
 import tf_metagrad as mg  # noqa: E402
 
-MIRRORED = mg.make_strategy("mirrored")  # one for the process: several would mix up their messages
-keras.config.set_floatx("float64")
-keras.config.set_dtype_policy("float64")
 OPTIMIZERS = {
     "clipped": lambda: keras.optimizers.SGD(0.5, global_clipnorm=0.01),
     "adam": lambda: keras.optimizers.Adam(0.01),
@@ -53,12 +52,20 @@ def updated(strategy, estimator, inner, optimizer, updates=2, **options) -> np.n
     return np.concatenate([seen, *(np.ravel(v.numpy()).astype("float64") for v in values)])
 
 
+@functools.cache
+def mirrored() -> tf.distribute.Strategy:
+    """Return one strategy for the process: several would mix up their messages."""
+    return mg.make_strategy("mirrored")
+
+
 def difference(*args, **options) -> float:
-    two, one = (updated(strategy, *args, **options) for strategy in (MIRRORED, tf.distribute.get_strategy()))
+    two, one = (updated(strategy, *args, **options) for strategy in (mirrored(), tf.distribute.get_strategy()))
     return float(np.linalg.norm(two - one) / np.linalg.norm(one))
 
 
 def main() -> None:
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     cases = [typical(kind) for kind in CASES]
     short = {type(case.inner): case.inner for case in cases}
     found = {}

@@ -37,8 +37,8 @@ def faults(
         found[task] = f"The inner loop of task {task} diverged{where}: {what} not finite. {_advice(inner)}{more}"
         if failed[task] == 0:
             found[task] = (
-                f"The loss of task {task} is not finite{where} before the first inner step. The initialisation is "
-                "at fault: lower the meta-optimizer's learning rate, or clip its gradients; or look at the task's data."
+                f"The loss of task {task} is not finite{where} before the first inner step. Look at its data; "
+                "or, if the initialisation is at fault, lower the meta-optimizer's learning rate or clip its gradients."
             )
     return found
 
