@@ -191,7 +191,7 @@ def test_settings_reach_the_learner(script):
     keras.utils.clear_session()
     learner = script.pipeline.make_learner(settings, mg.estimators.FOMAML())
     assert learner.adapting_weights.shapes == [tuple(v.shape) for v in learner.model.layers[-1].trainable_variables]
-    assert float(learner.optimizer.learning_rate) == pytest.approx(3e-3)
+    assert learner.optimizer.learning_rate.numpy() == pytest.approx(3e-3)
     assert isinstance(learner.distribute_strategy, tf.distribute.MirroredStrategy)
 
 
