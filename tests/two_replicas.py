@@ -43,7 +43,8 @@ def updated(strategy, estimator, inner, optimizer, updates=2, **options) -> np.n
         ]
         model = keras.Sequential([keras.Input((3,)), *body, keras.layers.Dense(1, name="head")])
         learner = mg.MetaLearner(model, "mse", inner, estimator, execution="map", **{"jit_compile": False} | options)
-        learner.compile(optimizer(), metrics=["mae"])
+        made = optimizer()
+    learner.compile(made, metrics=["mae"])  # it enters the scope itself
     tasks, seen = learner.check_tasks(make_tasks()), []
     for seed in range(updates):
         losses, metrics, *_ = learner.update(tasks, tf.constant(seed, tf.int64))

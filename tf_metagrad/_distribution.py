@@ -84,12 +84,12 @@ class Replicas:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, list(tensors))
 
 
-def reduce_before_clipping(optimizer: keras.optimizers.Optimizer) -> None:
+def reduce_before_clipping(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
     """Keep Keras from adding up the gradients of the replicas, which come to it as their mean.
 
     Keras would add them after it clipped them; the clipped sum is not what one device computes.
     """
-    if tf.distribute.has_strategy():
+    if strategy.num_replicas_in_sync > 1:
         for part in (optimizer, getattr(optimizer, "inner_optimizer", None)):
             if part is not None:
                 part._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars

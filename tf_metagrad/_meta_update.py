@@ -164,7 +164,7 @@ class MetaUpdate:
             return True
 
         tf.cond(sound, commit, lambda: False)
-        return Attempt(losses, self.metrics(), diagnostics, good, sound)
+        return Attempt(losses, self.metrics(), diagnostics, sound)
 
     def commit(self, gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Tensor]) -> None:
         """Apply the optimizer, and store the averages of each step."""

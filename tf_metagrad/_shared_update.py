@@ -11,12 +11,11 @@ from tf_metagrad._types import Task
 
 
 class Attempt(NamedTuple):
-    """A compiled update: `good` says for each task whether its losses are finite, `sound` whether it was applied."""
+    """A compiled update; `sound` says whether it was applied."""
 
     losses: tf.Tensor
     metrics: dict[str, tf.Tensor]
     diagnostics: dict[str, tf.Tensor]
-    good: tf.Tensor
     sound: tf.Tensor
 
 
@@ -40,7 +39,7 @@ class SharedUpdate:
         if sound:
             self._commit(means)
             self.update.count_metrics(*judged(tasks.query_y, predictions, *shares))
-        return Attempt(losses, self.update.metrics(), diagnostics, good, sound)
+        return Attempt(losses, self.update.metrics(), diagnostics, sound)
 
     def _estimate(self, parts: Any, seed: tf.Tensor):
         def replica(part, shard):

@@ -1,7 +1,6 @@
 """Which meta-gradient estimator for this model and these tasks: accuracy, time, memory and cost, side by side."""
 
 import itertools
-import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from tf_metagrad.estimators import (
     Reptile,
     TruncMAML,
 )
+from tf_metagrad.estimators._base import check_count
 from tf_metagrad.inner import GradientDescent
 from tf_metagrad.learner import MetaLearner
 
@@ -69,7 +69,7 @@ def compare_estimators(
         (0.0, 0)
     """
     drawn = _batches(learner, tasks, batches)
-    _check_count("repeats", repeats)
+    check_count("repeats", repeats)
     reference = reference or MAML()
     chosen = default_estimators(learner) if estimators is None else list(estimators)
     if not chosen:
@@ -110,18 +110,13 @@ def _fits(estimator: Estimator, learner: MetaLearner) -> bool:
 
 
 def _batches(learner: MetaLearner, tasks: Any, count: int) -> list[Task]:
-    _check_count("batches", count)
+    check_count("batches", count)
     drawn = [
         learner.check_tasks(batch) for batch in itertools.islice([tasks] if isinstance(tasks, Task) else tasks, count)
     ]
     if not drawn:
         raise ValueError("`tasks` must hold at least one batch of tasks. Received: none.")
     return drawn
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
 
 
 def _bounds(learner: MetaLearner, batch: Task, alpha_H: float | None) -> Callable[[Estimator], float | None]:

@@ -144,9 +144,10 @@ class MetaLearner(keras.Model):
 
     def compile(self, optimizer: Any = "adam", metrics: Any = None) -> None:
         """Set the meta-optimizer and the metrics of the query predictions, as in `keras.Model.compile`."""
-        super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
-        self.optimizer.build(self.meta_variables)
-        reduce_before_clipping(self.optimizer)
+        with self.distribute_strategy.scope():
+            super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
+            self.optimizer.build(self.meta_variables)
+        reduce_before_clipping(self.optimizer, self.distribute_strategy)
         self._meta_update.has_metrics = bool(metrics)
 
     def fit(self, *args, **kwargs):
