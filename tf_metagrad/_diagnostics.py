@@ -61,8 +61,7 @@ def shortfalls(diagnostics: dict[str, Any], inner: InnerOptimizer, estimator: An
     """Return a sentence for each solver that did not reach its tolerance on some task."""
     found = []
     if "solver_residual" in diagnostics:
-        residual = np.atleast_1d(np.asarray(diagnostics["solver_residual"]))
-        short = ~(residual <= estimator.tolerance)
+        residual, short = _short(diagnostics["solver_residual"], estimator.tolerance)
         if short.any():
             found.append(
                 f"The linear solver of {estimator} did not converge on {short.sum()} of {short.size} tasks: relative "
@@ -70,14 +69,19 @@ def shortfalls(diagnostics: dict[str, Any], inner: InnerOptimizer, estimator: An
                 "`iterations` or `tolerance`, or the `weight` of the inner optimiser."
             )
     if "inner_residual" in diagnostics:
-        residual = np.atleast_1d(np.asarray(diagnostics["inner_residual"]))
-        short = ~(residual <= inner.tolerance)
+        residual, short = _short(diagnostics["inner_residual"], inner.tolerance)
         if short.any():
             found.append(
                 f"The inner loop did not reach tolerance={inner.tolerance} on {short.sum()} of {short.size} tasks: "
                 f"gradient norm up to {residual.max():.2g} after {inner.steps} steps. Raise `steps` or `tolerance`."
             )
     return found
+
+
+def _short(residual: Any, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the residuals, and which are above the tolerance or not a number."""
+    residual = np.asarray(residual)
+    return residual, ~(residual <= tolerance)
 
 
 def check_learned_weight(inner: InnerOptimizer, hyperparameters: Sequence[Any]) -> None:

@@ -21,8 +21,8 @@ from tf_metagrad.estimators import (
     Reptile,
     TruncMAML,
 )
-from tf_metagrad.estimators._base import check_count
 from tf_metagrad.inner import GradientDescent
+from tf_metagrad.inner._base import check_count
 from tf_metagrad.learner import MetaLearner
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 SPLITS = ("train", "val", "test")
 CLASSES = {split: [f"n{i}{k}" for k in range(3)] for i, split in enumerate(SPLITS)}
 COUNT = 4
+SMALL = {"ways": 3, "shots": 1, "queries": 2, "meta_batch": 2}
 
 
 def picture(split, label, number, height=84, width=84):

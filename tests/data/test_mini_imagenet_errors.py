@@ -1,6 +1,5 @@
 """mini-ImageNet where something is wrong: one sentence that names the file, and nothing left behind."""
 
-import shutil
 import sys
 import tempfile
 
@@ -12,24 +11,8 @@ from hostile import watched
 
 from tf_metagrad.data import mini_imagenet
 
-SMALL = {"ways": 3, "shots": 1, "queries": 2, "meta_batch": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet():
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A data folder that was prepared from tables and a folder of images; the files are gone."""
-    manual, data = (tmp_path_factory.mktemp(name) for name in ("manual", "data"))
-    files.write_images(files.write_tables(manual))
-    mini_imagenet(data_dir=data, manual_dir=manual, **SMALL)
-    shutil.rmtree(manual)
-    return data
+SMALL = files.SMALL
+pytestmark = pytest.mark.usefixtures("prepared")  # which also loads what TensorFlow Datasets loads late
 
 
 def test_missing_files_are_named(tmp_path):

@@ -88,12 +88,6 @@ def check_fixed_weight(estimator: Estimator, inner: InnerOptimizer) -> None:
         )
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise `ValueError` unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
-
-
 def check_small(name: str, value: float) -> None:
     """Raise `ValueError` unless 0 < value < 1."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < 1:

@@ -20,8 +20,9 @@ import tensorflow as tf
 from tf_metagrad import _tree
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
-from tf_metagrad.estimators._base import Estimator, check_count, check_fixed
+from tf_metagrad.estimators._base import Estimator, check_fixed
 from tf_metagrad.inner import InnerOptimizer
+from tf_metagrad.inner._base import check_count
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")

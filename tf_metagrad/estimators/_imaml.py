@@ -21,9 +21,9 @@ import tensorflow as tf
 from tf_metagrad import _tree
 from tf_metagrad._linear_solve import SOLVERS
 from tf_metagrad._problem import Estimate, Problem
-from tf_metagrad.estimators._base import Estimator, check_count, check_proximal, check_small
+from tf_metagrad.estimators._base import Estimator, check_proximal, check_small
 from tf_metagrad.inner import InnerOptimizer
-from tf_metagrad.inner._base import is_one_of
+from tf_metagrad.inner._base import check_count, is_one_of
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")

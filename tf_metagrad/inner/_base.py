@@ -72,10 +72,10 @@ class InnerOptimizer(abc.ABC):
         return cls(**config)
 
 
-def check_steps(steps: Any) -> None:
-    """Raise `ValueError` unless `steps` is a whole number of at least 1."""
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
-        raise ValueError(f"`steps` must be a whole number of at least 1. Received: steps={steps!r}.")
+def check_count(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
 
 
 def is_one_of(value: Any, choices: Sequence[str | None]) -> bool:
