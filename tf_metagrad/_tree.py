@@ -62,6 +62,11 @@ def at(stacked: Params, index: int | tf.Tensor) -> list[tf.Tensor]:
     return [x[index] for x in stacked]
 
 
+def append(stacked: Params, a: Params) -> list[tf.Tensor]:
+    """Return every stacked tensor `[n, ...]` with one entry more, that of a."""
+    return [tf.concat([x, y[None]], axis=0) for x, y in zip(stacked, a, strict=True)]
+
+
 def ravel(a: Params) -> tf.Tensor:
     """Return the list as one vector."""
     return tf.concat([tf.reshape(x, [-1]) for x in a], axis=0)

@@ -16,7 +16,7 @@ from tf_metagrad._meta_update import MetaUpdate, Updated
 from tf_metagrad._runner import TaskRunner
 from tf_metagrad._types import MetaGradient, Snapshot, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
-from tf_metagrad.evaluation import Evaluation, summarize
+from tf_metagrad.evaluation import Evaluation, judge
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
 
 
@@ -294,29 +294,21 @@ class MetaLearner(keras.Model):
             ValueError: as for `meta_gradient`; or `tasks` ends before `count` tasks.
             FloatingPointError: the inner loop of a task diverged; or, to be skipped, of all tasks.
         """
-        inner = self._inner(steps)
+        return judge(self, tasks, count, self._inner(steps), seed, on_nonfinite, every_step=False)[-1]
 
-        def body(problem):
-            path = problem.adapt()
-            query = problem.query_loss(path.end, path.state, training=False)
-            return [], (query.loss, query.predictions, path.failed_step)
+    def adaptation_curve(
+        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0,
+        on_nonfinite: str = "raise",
+    ) -> list[Evaluation]:  # fmt: skip
+        """Return what `evaluate_tasks` would after 0, 1, .. K inner steps; arguments and errors are the same.
 
-        function = self.compiled_function("evaluate", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
-        rows: list[dict[str, float] | None] = []
-        for index, batch in enumerate(tasks):
-            batch = self.check_tasks(batch)
-            losses, predictions, failed = function(batch, tf.constant(seed + index, tf.int64))
-            faults = _diagnostics.faults(losses, failed, inner, f" in batch {index} of the evaluation")
-            _diagnostics.raise_or_log(dict(list(faults.items())[: count - len(rows)]), on_nonfinite)
-            for i, loss in enumerate(losses.numpy()):
-                if i in faults:
-                    rows.append(None)
-                    continue
-                one = tf.nest.map_structure(lambda t: t[i : i + 1], (batch.query_y, predictions))  # noqa: B023
-                rows.append({"loss": float(loss), **{k: float(v) for k, v in self.metrics_of(*one).items()}})
-            if len(rows) >= count:
-                return summarize(rows[:count])
-        raise ValueError(f"`tasks` must hold at least count={count} tasks. Received: {len(rows)}. Lower `count`.")
+        Example:
+            >>> from tf_metagrad import data, inner, models
+            >>> learner = MetaLearner(models.mlp(), "mse", inner.GradientDescent(steps=3, learning_rate=0.01))
+            >>> [point.count for point in learner.adaptation_curve(data.sinusoid(meta_batch=4), count=4)]
+            [4, 4, 4, 4]
+        """
+        return judge(self, tasks, count, self._inner(steps), seed, on_nonfinite, every_step=True)
 
     def check_tasks(self, tasks: Task) -> Task:
         """Return the batch as tensors; raise `ValueError` where it is not fit to learn from."""

@@ -101,11 +101,11 @@ def run(settings: Settings, options: Settings, termination: Any) -> None:
                 history.plot(output / "curve.png")
         count = settings["evaluation_tasks"]
         print(f"Evaluating on {count} unseen tasks ...", flush=True)
-        result = learner.evaluate_tasks(test, count, on_nonfinite=settings["on_nonfinite"])
-        write_json(output / "result.json", result._asdict())
+        curve = learner.adaptation_curve(test, count, on_nonfinite=settings["on_nonfinite"])
+        write_json(output / "result.json", curve[-1]._asdict() | {"curve": [point._asdict() for point in curve]})
         with writing(f"The SavedModel of {str(output)!r}", _ADVICE):
             mg.export(learner, output / "saved_model", overwrite=True)
-    print(f"Test {result}, 95 % confidence")
+    print(f"Test {curve[-1]}, 95 % confidence")
     print(f"SavedModel: {output / 'saved_model'}\nLearning curve: {output / 'curve.png'}")
 
 

@@ -1,0 +1,78 @@
+"""Evaluation and adaptation curves against adapting and predicting task by task, in float64."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_metagrad as mg
+
+
+def make_learner(execution="vectorize", normalization="batch", linear=False):
+    keras.utils.set_random_seed(3)
+    hidden = [] if linear else [keras.layers.Dense(6, "tanh"), keras.layers.BatchNormalization()]
+    learner = mg.MetaLearner(
+        keras.Sequential([keras.Input((3,)), *hidden, keras.layers.Dense(2)]),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        mg.inner.GradientDescent(steps=3, learning_rate=0.2),
+        execution=execution,
+        normalization=normalization,
+        jit_compile=False,
+    )
+    learner.compile(metrics=["accuracy"])
+    return learner
+
+
+def make_tasks(batches=2, meta_batch=2):
+    rng = np.random.default_rng(5)
+    for _ in range(batches):
+        x = rng.normal(size=(meta_batch, 18, 3))
+        y = np.tile(np.arange(18) % 2, (meta_batch, 1))
+        yield mg.Task(x[:, :4], y[:, :4], x[:, 4:], y[:, 4:])
+
+
+def by_hand(learner, steps, count):
+    """Return the loss and accuracy of the first tasks after some inner steps."""
+    rows = []
+    for batch in make_tasks():
+        for xs, ys, xq, yq in zip(*batch, strict=True):
+            theta = [v.value for v in learner.model.trainable_variables]
+            weights = learner.adapt(xs, ys, steps) if steps else theta
+            logits = learner.predict_adapted(weights, xq).numpy()
+            losses = -(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(len(yq)), yq]
+            rows.append((losses.mean(), (logits.argmax(-1) == yq).mean()))
+    return np.array(rows[:count])
+
+
+@pytest.mark.parametrize("execution", ["vectorize", "map", "loop"])
+def test_curve_is_what_adapting_by_hand_gives(float64, execution):
+    learner = make_learner(execution)
+    curve = learner.adaptation_curve(make_tasks(), count=3)
+    assert len(curve) == learner.inner.steps + 1
+    for steps, point in enumerate(curve):
+        losses, accuracies = by_hand(learner, steps, 3).T
+        assert point.count == 3
+        assert abs(point.mean["loss"] - losses.mean()) < 1e-12
+        assert abs(point.mean["accuracy"] - accuracies.mean()) < 1e-12
+        assert abs(point.confidence["loss"] - 1.96 * losses.std(ddof=1) / np.sqrt(3)) < 1e-12
+    assert len({point.mean["loss"] for point in curve}) == len(curve)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "stored", "per_step"])
+def test_evaluation_is_the_end_of_the_curve(float64, normalization):
+    learner = make_learner(normalization=normalization)
+    end, result = learner.adaptation_curve(make_tasks(), count=4)[-1], learner.evaluate_tasks(make_tasks(), count=4)
+    assert result.mean["accuracy"] == end.mean["accuracy"]
+    assert abs(result.mean["loss"] - end.mean["loss"]) < 1e-12
+
+
+def test_a_task_that_diverges_is_left_out_of_every_point(float64):
+    learner = make_learner(linear=True)
+    batches = [[np.array(part) for part in batch] for batch in make_tasks()]
+    batches[0][0][1] *= 1e200
+    learner_tasks = [mg.Task(*batch) for batch in batches]
+    with pytest.raises(FloatingPointError, match="task 1"):
+        learner.adaptation_curve(learner_tasks, count=4)
+    curve = learner.adaptation_curve(learner_tasks, count=4, on_nonfinite="skip")
+    assert [(point.count, point.skipped) for point in curve] == [(3, 1)] * 4
+    losses = by_hand(learner, 2, 4)[[0, 2, 3], 0]
+    assert abs(curve[2].mean["loss"] - losses.mean()) < 1e-12
