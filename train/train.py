@@ -8,9 +8,10 @@
   python train/train.py --adapt=head                           ANIL: only the layer named `head` adapts
   python train/train.py --inner=proximal --estimator=FOBMAML   first-order, by perturbed inner problems
 
-The output folder holds config.json, history.csv, curve.png, result.json (means and 95 % intervals on unseen tasks, after
-every inner step), checkpoints/, logs/ (TensorBoard) and saved_model/. The same command on the same folder goes on from the last checkpoint, whatever ended the run before, and
-ends with the same numbers; another configuration is refused. SIGTERM writes a checkpoint at once (exit status 143).
+The output folder holds config.json, history.csv, curve.png, result.json (means and 95 % intervals on unseen tasks,
+after every inner step), checkpoints/, logs/ (TensorBoard) and saved_model/. The same command on the same folder goes on
+from the last checkpoint, whatever ended the run before, and ends with the same numbers; another configuration is
+refused. SIGTERM writes a checkpoint at once (exit status 143).
 A flag left out takes the default of its task, given in brackets: [mnist1d, sinusoid, omniglot, mini_imagenet].
 TF_CPP_MIN_LOG_LEVEL=0 in the environment shows what TensorFlow has to say.
 """
