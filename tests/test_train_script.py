@@ -248,6 +248,12 @@ def test_a_finished_run_is_judged_and_exported_again_and_nothing_else(script, fi
     assert {path.name for path in finished.iterdir()} == RESULTS
     served = tf.saved_model.load(str(finished / "saved_model")).signatures
     assert served["predict"](query_x=tf.ones([3, 1]))["predictions"].shape == (3, 1)
+    about = json.loads((finished / "saved_model/assets.extra/model_card.json").read_text())["about"]
+    result = json.loads((finished / "result.json").read_text())
+    assert about["unseen_tasks"] == {key: value for key, value in result.items() if key != "curve"}
+    assert about["settings"] == json.loads((finished / "config.json").read_text())
+    command = about["command"].split()
+    assert command[:2] == ["python", "train/train.py"] and {*TINY, "--steps=4"} <= set(command)
 
 
 def test_another_configuration_is_refused_by_the_settings_that_differ(script, finished):

@@ -34,14 +34,15 @@ _ERRORS = [
 ]
 
 
-def write(served: Served, folder: str) -> None:
+def write(served: Served, folder: str, about: dict[str, Any]) -> None:
     """Write the card into a SavedModel.
 
     Args:
         served: what was exported.
         folder: the SavedModel; shapes and types are read from it, as they are.
+        about: what its maker says of it.
     """
-    card = {**_learned(served), "signatures": _signatures(served, folder), "errors": _ERRORS}
+    card = {"about": about, **_learned(served), "signatures": _signatures(served, folder), "errors": _ERRORS}
     os.makedirs(os.path.dirname(os.path.join(folder, FILE)), exist_ok=True)
     with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
         json.dump(card, file, indent=2, default=_plain)

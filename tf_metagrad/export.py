@@ -3,6 +3,8 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,7 +14,9 @@ from tf_metagrad._signatures import Served
 from tf_metagrad.learner import MetaLearner
 
 
-def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = False) -> str:
+def export(
+    learner: MetaLearner, path: str | os.PathLike, overwrite: bool = False, about: Mapping[str, Any] | None = None
+) -> str:
     """Write a SavedModel that adapts and predicts; the numbers of examples and of tasks are free.
 
     | signature                 | inputs                          | outputs                                           |
@@ -32,6 +36,7 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
         learner: the learner; its model has one input and one output tensor.
         path: the folder to write.
         overwrite: replace a SavedModel that is there.
+        about: where the model comes from (data, command, seed, accuracy), as JSON can hold it; it goes into the card.
 
     Returns:
         The path.
@@ -55,11 +60,11 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
     if os.path.exists(path) and not tf.saved_model.contains_saved_model(path):
         raise FileExistsError(f"Only a SavedModel is replaced. Received: {path!r}, which is none. Choose another path.")
-    _write_whole(Served(learner), path)
+    _write_whole(Served(learner), path, dict(about or {}))
     return path
 
 
-def _write_whole(served: Served, path: str) -> None:
+def _write_whole(served: Served, path: str, about: dict[str, Any]) -> None:
     """Write the SavedModel beside its place and move it there, or leave what was there."""
     archive = _archive(served)
     parent = os.path.dirname(os.path.abspath(path))
@@ -68,7 +73,7 @@ def _write_whole(served: Served, path: str) -> None:
     try:
         whole, old = os.path.join(scratch, "saved_model"), os.path.join(scratch, "old")
         archive.write_out(whole, verbose=False)
-        _model_card.write(served, whole)
+        _model_card.write(served, whole, about)
         if os.path.exists(path):
             os.replace(path, old)
         try:

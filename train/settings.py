@@ -1,5 +1,6 @@
 """The flags of the scripts, in groups, and each task's defaults. It imports no TensorFlow, so that --help is quick."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -152,6 +153,7 @@ def read() -> tuple[Settings, Settings]:
     """
     values = {group: {flag.name: flag.value for flag in flags.FLAGS.get_flags_for_module(group)} for group in GROUPS}
     options = values.pop(RUN) | values.pop(FILES)
+    options["command"] = _command()
     settings = {name: value for group in values.values() for name, value in group.items()}
     options["profile_steps"] = _window(options["profile_steps"])
     defaults = DEFAULTS[settings["task"]]
@@ -171,6 +173,12 @@ def read() -> tuple[Settings, Settings]:
     if settings["inner"] != "proximal" and (settings["inner_tolerance"] or settings["learn"] == "weight"):
         raise ValueError("--inner_tolerance and --learn=weight mean something to --inner=proximal only. Add it.")
     return {name: defaults.get(name) if value is None else value for name, value in settings.items()}, options
+
+
+def _command() -> str:
+    """Return the command that makes this run: the flags that were given, but for those of RUN and FILES."""
+    given = [f for g in (TASK, ADAPTATION, TRAINING) for f in flags.FLAGS.get_flags_for_module(g) if f.present]
+    return shlex.join(["python", "train/train.py", *(flag.serialize() for flag in given)])
 
 
 def _window(entries: list[str] | None) -> tuple[int, int] | None:
