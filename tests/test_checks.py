@@ -131,10 +131,8 @@ def without_weights():
         (lambda: make_learner(without_weights()), "`model` must have trainable weights. Received: 'empty'"),
         (lambda: make_learner(keras.layers.Dense(1)), "`model` must be a keras.Model. Received: Dense"),
         (lambda: make_learner(adapt=["nolayer"]), "Received: 'nolayer'. The model 'sequential.*' has: head"),
-        (
-            lambda: make_learner(adapt="head"),
-            "`adapt` must be \"all\" or a list of layer names. Received: adapt='head'",
-        ),
+        (lambda: make_learner(adapt="tail"), "Received: 'tail'. The model 'sequential.*' has: head"),
+        (lambda: make_learner(adapt=3), '`adapt` must be "all" or names of layers. Received: adapt=3'),
         (lambda: make_learner(adapt=[]), r"`adapt` must be .* Received: adapt=\[\]"),
         (lambda: make_learner(normalization="none"), "`normalization` must be .* Received: 'none'"),
         (lambda: make_learner(inner=0.1), "`inner` must be an inner optimiser of `mg.inner`. Received: 0.1"),

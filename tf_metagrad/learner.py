@@ -11,16 +11,18 @@ import tensorflow as tf
 from absl import logging
 
 from tf_metagrad import _checks, _diagnostics, _execution
+from tf_metagrad._batches import TaskReader
 from tf_metagrad._distribution import reduce_before_clipping
 from tf_metagrad._meta_update import MetaUpdate, Updated
 from tf_metagrad._runner import TaskRunner
+from tf_metagrad._task_model import TaskModel
 from tf_metagrad._types import MetaGradient, Snapshot, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
 from tf_metagrad.evaluation import Evaluation, summarize
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
 
 
-class MetaLearner(keras.Model):
+class MetaLearner(TaskModel):
     """Learns an initialisation of `model` that adapts to a task in a few gradient steps.
 
     The model is only ever called through `stateless_call`. Its weights change by the meta-optimizer and by nothing
@@ -31,8 +33,8 @@ class MetaLearner(keras.Model):
         loss: `loss(y_true, y_pred)`, or a name that `keras.losses.get` knows.
         inner: the inner optimiser, e.g. `mg.inner.GradientDescent(steps=5, learning_rate=0.01)`.
         estimator: how the meta-gradient is computed; may be reassigned at any time.
-        adapt: `"all"`, or the names of the layers that adapt (ANIL); the other weights are shared by all tasks and
-            are trained by the meta-gradient only.
+        adapt: `"all"`, or the name or names of the layers that adapt (ANIL); the other weights are shared by all
+            tasks and are trained by the meta-gradient only.
         normalization: `"batch"`: BatchNormalization uses the statistics of the batch at hand, in adaptation and in
             prediction, as MAML does, so predictions on a query set depend on the whole set. `"stored"`: it uses the
             model's stored averages. `"per_step"`: batch statistics in meta-training, where they update averages of
@@ -74,7 +76,8 @@ class MetaLearner(keras.Model):
         _checks.check_normalization(normalization, model, inner)
         self.model = model
         self.inner = inner
-        self.task_loss = keras.losses.get(loss)
+        expected = "`loss` must be a loss of `keras.losses`, its name, or a function loss(y_true, y_pred)"
+        self.task_loss = _checks.known(keras.losses, loss, expected)
         adapting = _checks.adapting_indices(model, adapt)
         chosen = [model.trainable_variables[i] for i in adapting]
         self.adapting_weights = AdaptingWeights([tuple(v.shape) for v in chosen], _checks.layer_numbers(chosen))
@@ -100,6 +103,7 @@ class MetaLearner(keras.Model):
             model, self.task_loss, normalization, adapting, self.adapting_weights, self.execution,
             dict(zip(averages, self.step_statistics, strict=True)),
         )  # fmt: skip
+        self._reader = TaskReader(model, self.task_loss, self.ways)
         self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
         self._meta_update = MetaUpdate(self)
         self._estimator = None
@@ -144,19 +148,15 @@ class MetaLearner(keras.Model):
 
     def compile(self, optimizer: Any = "adam", metrics: Any = None) -> None:
         """Set the meta-optimizer and the metrics of the query predictions, as in `keras.Model.compile`."""
+        optimizer = _checks.known(
+            keras.optimizers, optimizer, "`optimizer` must be an optimizer of `keras.optimizers` or its name"
+        )
+        _checks.check_metrics(metrics)
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
             self.optimizer.build(self.meta_variables)
         reduce_before_clipping(self.optimizer, self.distribute_strategy)
         self._meta_update.has_metrics = bool(metrics)
-
-    def fit(self, *args, **kwargs):
-        """Refuse, with a pointer to `mg.train`."""
-        raise NotImplementedError("A MetaLearner learns from tasks. Use mg.train(learner, tasks, steps) for `fit`.")
-
-    def evaluate(self, *args, **kwargs):
-        """Refuse, with a pointer to `evaluate_tasks`."""
-        raise NotImplementedError("A MetaLearner is judged on tasks. Use learner.evaluate_tasks(tasks) for `evaluate`.")
 
     # Running tasks -----------------------------------------------------------------------------------------------
 
@@ -246,9 +246,7 @@ class MetaLearner(keras.Model):
 
     def solve(self, support_x: Any, support_y: Any, steps: int | None = None, seed: int = 0) -> Solution:
         """Adapt to one task as `adapt` does; return the weights, the steps taken, and what stopped them."""
-        task = Task(support_x, support_y, support_x, support_y)
-        batch = self.check_tasks(tf.nest.map_structure(lambda t: tf.convert_to_tensor(t)[None], task))
-        inner = self._inner(steps)
+        batch, inner = self._reader.support(support_x, support_y), self._inner(steps)
 
         def body(problem):
             path = problem.adapt()
@@ -270,6 +268,7 @@ class MetaLearner(keras.Model):
 
     def predict_adapted(self, weights: Sequence[tf.Tensor], query_x: Any) -> Any:
         """Return the predictions `[query, ...]` of adapted weights; Dropout is off, as in `keras.Model.predict`."""
+        weights, query_x = self._reader.weights(weights), self._reader.query(query_x)
         state = self._runner.state(step=self.inner.steps)
         return self._runner.functional(learning=False).predict(weights, state, query_x, training=False)[0]
 
@@ -319,15 +318,8 @@ class MetaLearner(keras.Model):
         raise ValueError(f"`tasks` must hold at least count={count} tasks. Received: {len(rows)}. Lower `count`.")
 
     def check_tasks(self, tasks: Task) -> Task:
-        """Return the batch as tensors; raise `ValueError` where it is not fit to learn from."""
-        _checks.check_tasks(tasks, self.ways)
-        return Task(*tf.nest.map_structure(tf.convert_to_tensor, tuple(tasks)))
-
-    def check_first(self, tasks: Task) -> Task:
-        """Do what `check_tasks` does, and refuse shapes or dtypes, which are the whole stream's, that don't fit."""
-        batch = tf.nest.map_structure(tf.convert_to_tensor, tuple(_checks.as_batch(tasks)))
-        _checks.check_fit(Task(*batch), self.model, self.task_loss, self.ways)
-        return self.check_tasks(tasks)
+        """Return the batch as tensors of the model's types; raise `ValueError` where it is not fit to learn from."""
+        return self._reader.batch(tasks)
 
     def metrics_of(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
         """Return the compiled metrics of targets and predictions `[tasks, query, ...]`, all tasks taken together."""

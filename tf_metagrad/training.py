@@ -125,7 +125,7 @@ def _prepare(
         return iter(())
     start = min(done, steps - 1)
     stream = _stream(tasks, start, steps)
-    first = next_batch(stream, start, learner.check_first)
+    first = next_batch(stream, start, learner.check_tasks)
     ahead = [estimator for begin, estimator in schedule.items() if begin > start]
     with _swapping(learner, schedule) as swap:
         swap(start)
@@ -138,7 +138,7 @@ def _check_validation(learner: MetaLearner, validation: tf.data.Dataset, count: 
     batch = next(iter(validation), None)
     if batch is None:
         raise ValueError(f"`validation` must hold validation_count={count} tasks. Received: a stream without batches.")
-    learner.check_first(batch)
+    learner.check_tasks(batch)
 
 
 @contextlib.contextmanager
