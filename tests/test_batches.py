@@ -70,6 +70,17 @@ def test_another_type_is_not_traced_anew_and_gives_the_same_numbers(x_type, y_ty
         np.testing.assert_array_equal(one, two)
 
 
+def test_compiled_again_it_uses_the_new_optimizer_and_metrics():
+    learner, seed = make(), tf.constant(0, tf.int64)
+    tasks = learner.check_tasks(batch())
+    learner.compile(keras.optimizers.SGD(0.0), metrics=["accuracy"])
+    learner.update(tasks, seed)
+    learner.compile(keras.optimizers.SGD(1.0), metrics=["sparse_categorical_crossentropy"])
+    before = learner.model.get_weights()
+    assert list(learner.update(tasks, seed).metrics) == ["sparse_categorical_crossentropy"]
+    assert all((one != two).any() for one, two in zip(before, learner.model.get_weights(), strict=True))
+
+
 def test_a_float64_model_keeps_float64(float64):
     learner = make("mse", net(1))
     rng = np.random.default_rng(0)

@@ -1,7 +1,8 @@
 """Checks of what users hand in: each raises `ValueError` with what was received, what was expected, and the fix."""
 
 import difflib
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_metagrad._types import Task
 from tf_metagrad.inner import InnerOptimizer
 
 
@@ -50,6 +52,20 @@ def check_metrics(metrics: Any) -> None:
     for metric in keras.tree.flatten(metrics):
         if metric is not None and metric not in ("accuracy", "acc", "crossentropy", "ce"):  # Keras' own short names
             known(keras.metrics, metric, "`metrics` must hold metrics of `keras.metrics` or their names")
+
+
+def check_nonfinite(on_nonfinite: Any, answers: Sequence[str]) -> None:
+    """Raise unless this is one of the answers to a task that diverges."""
+    if on_nonfinite not in answers:
+        raise ValueError(f'`on_nonfinite` must be "raise" or "skip". Received: {on_nonfinite!r}.')
+
+
+def as_seed(seed: Any) -> tf.Tensor:
+    """Return a seed as int64; raise unless it is a whole number of 64 bits."""
+    try:
+        return tf.constant(operator.index(seed), tf.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"`seed` must be a whole number of at most 64 bits. Received: {seed!r}.") from None
 
 
 def check_normalization(normalization: Any, model: keras.Model, inner: InnerOptimizer) -> None:
@@ -105,6 +121,13 @@ def layer_numbers(variables: list[keras.Variable]) -> list[int]:
     owners = [variable.path.rpartition("/")[0] for variable in variables]
     order = list(dict.fromkeys(owners))
     return [order.index(owner) for owner in owners]
+
+
+def as_batches(tasks: Any) -> Iterable[Any]:
+    """Return batches of tasks, where one batch may stand for itself."""
+    if not isinstance(tasks, Iterable):
+        raise ValueError(f"`tasks` must be batches of tasks, such as a dataset. Received: {type(tasks).__name__}.")
+    return [tasks] if isinstance(tasks, Task) else tasks
 
 
 def check_shapes(parts: dict[str, Any], axes: tuple[str, ...]) -> None:

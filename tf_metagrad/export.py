@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _model_card
+from tf_metagrad._folders import put_in_place
 from tf_metagrad._signatures import Served
 from tf_metagrad.learner import MetaLearner
 
@@ -37,7 +38,7 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
         The path.
 
     Raises:
-        ValueError: the model has several inputs or outputs, or a free axis other than the first.
+        ValueError: the model has several inputs or outputs, or a free axis other than the first; no path.
         FileExistsError: the folder exists and `overwrite` is False, or it is not a SavedModel.
 
     Example:
@@ -50,6 +51,10 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
         >>> served.signatures["adapt_and_predict"](support_x=x, support_y=x, query_x=x)["predictions"].shape
         TensorShape([7, 1])
     """
+    if not isinstance(learner, MetaLearner):
+        raise ValueError(f"`learner` must be an mg.MetaLearner. Received: {type(learner).__name__}.")
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fspath(path):
+        raise ValueError(f"`path` must be the path of the folder to write. Received: {path!r}.")
     path = os.fspath(path)
     if os.path.exists(path) and not overwrite:
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
@@ -69,14 +74,7 @@ def _write_whole(served: Served, path: str) -> None:
         whole, old = os.path.join(scratch, "saved_model"), os.path.join(scratch, "old")
         archive.write_out(whole, verbose=False)
         _model_card.write(served, whole)
-        if os.path.exists(path):
-            os.replace(path, old)
-        try:
-            os.replace(whole, path)
-        except OSError:
-            if os.path.exists(old):
-                os.replace(old, path)
-            raise
+        put_in_place(whole, path, old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -13,13 +13,14 @@ from absl import logging
 from tf_metagrad import _checks, _diagnostics, _execution
 from tf_metagrad._batches import TaskReader
 from tf_metagrad._distribution import reduce_before_clipping
-from tf_metagrad._meta_update import MetaUpdate, Updated
+from tf_metagrad._meta_update import ON_NONFINITE, MetaUpdate, Updated
 from tf_metagrad._runner import TaskRunner
 from tf_metagrad._task_model import TaskModel
 from tf_metagrad._types import MetaGradient, Snapshot, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
 from tf_metagrad.evaluation import Evaluation, summarize
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
+from tf_metagrad.inner._base import check_count
 
 
 class MetaLearner(TaskModel):
@@ -156,6 +157,7 @@ class MetaLearner(TaskModel):
             super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
             self.optimizer.build(self.meta_variables)
         reduce_before_clipping(self.optimizer, self.distribute_strategy)
+        self._meta_update = MetaUpdate(self)  # what was traced has the former optimizer and metrics
         self._meta_update.has_metrics = bool(metrics)
 
     # Running tasks -----------------------------------------------------------------------------------------------
@@ -221,7 +223,7 @@ class MetaLearner(TaskModel):
             FloatingPointError: a task diverged; the message names it, and the step of the inner loop.
         """
         tasks = self.check_tasks(tasks)
-        checked = self._meta_update.checked(tasks, tf.constant(seed, tf.int64), f" with {self.estimator}")
+        checked = self._meta_update.checked(tasks, _checks.as_seed(seed), f" with {self.estimator}")
         gradients, losses, predictions, diagnostics, _ = checked
         _diagnostics.check_learned_weight(self.inner, self.hyperparameters)
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
@@ -253,7 +255,7 @@ class MetaLearner(TaskModel):
             return [], (path.end, path.taken, path.residual, path.failed_step)
 
         function = self.compiled_function("adapt", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
-        adapted, taken, residual, failed = function(batch, tf.constant(seed, tf.int64))
+        adapted, taken, residual, failed = function(batch, _checks.as_seed(seed))
         _diagnostics.check_finite_path(residual, failed, inner, "")
         stopped_by = "tolerance" if inner.tolerance and residual[0] <= inner.tolerance else "steps"
         weights = self.full_weights([phi[0] for phi in adapted])
@@ -273,13 +275,13 @@ class MetaLearner(TaskModel):
         return self._runner.functional(learning=False).predict(weights, state, query_x, training=False)[0]
 
     def evaluate_tasks(
-        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0,
+        self, tasks: Iterable[Task] | Task, count: int = 600, steps: int | None = None, seed: int = 0,
         on_nonfinite: str = "raise",
     ) -> Evaluation:  # fmt: skip
         """Adapt to `count` tasks and judge each on its query set.
 
         Args:
-            tasks: batches of tasks, e.g. a dataset of `mg.data`; the first `count` tasks are used.
+            tasks: batches of tasks, e.g. a dataset of `mg.data`, or one batch; the first `count` tasks are used.
             count: number of tasks.
             steps: K, if other than the inner optimiser's.
             seed: the randomness of layers such as Dropout during adaptation is a function of it.
@@ -293,7 +295,9 @@ class MetaLearner(TaskModel):
             ValueError: as for `meta_gradient`; or `tasks` ends before `count` tasks.
             FloatingPointError: the inner loop of a task diverged; or, to be skipped, of all tasks.
         """
-        inner = self._inner(steps)
+        _checks.check_nonfinite(on_nonfinite, ON_NONFINITE)
+        check_count("count", count)
+        inner, seed = self._inner(steps), _checks.as_seed(seed)
 
         def body(problem):
             path = problem.adapt()
@@ -302,9 +306,9 @@ class MetaLearner(TaskModel):
 
         function = self.compiled_function("evaluate", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
         rows: list[dict[str, float] | None] = []
-        for index, batch in enumerate(tasks):
+        for index, batch in enumerate(_checks.as_batches(tasks)):
             batch = self.check_tasks(batch)
-            losses, predictions, failed = function(batch, tf.constant(seed + index, tf.int64))
+            losses, predictions, failed = function(batch, seed + index)
             faults = _diagnostics.faults(losses, failed, inner, f" in batch {index} of the evaluation")
             _diagnostics.raise_or_log(dict(list(faults.items())[: count - len(rows)]), on_nonfinite)
             for i, loss in enumerate(losses.numpy()):
