@@ -94,13 +94,14 @@ class TaskReader:
             raise ValueError(
                 f"`weights` must be the {len(variables)} arrays of `learner.adapt`, in a list. Received: {count}."
             )
+        weights = [w if hasattr(w, "shape") else as_array("weights", w) for w in weights]
         for value, variable in zip(weights, variables, strict=True):
-            if not tf.TensorShape(np.shape(value)).is_compatible_with(variable.shape):
+            if not tf.TensorShape(value.shape).is_compatible_with(variable.shape):
                 raise ValueError(
                     f"`weights` must be what `learner.adapt` returns, with the shape {tuple(variable.shape)} for "
-                    f"{variable.path!r}. Received: {tuple(np.shape(value))}."
+                    f"{variable.path!r}. Received: {tuple(value.shape)}."
                 )
-        return list(weights)
+        return weights
 
     # Parts -------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import difflib
 import operator
+import os
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from tf_metagrad._types import Task
 from tf_metagrad.inner import InnerOptimizer
+from tf_metagrad.inner._base import is_one_of
 
 
 def check_model(model: Any) -> None:
@@ -56,8 +58,14 @@ def check_metrics(metrics: Any) -> None:
 
 def check_nonfinite(on_nonfinite: Any, answers: Sequence[str]) -> None:
     """Raise unless this is one of the answers to a task that diverges."""
-    if on_nonfinite not in answers:
+    if not is_one_of(on_nonfinite, answers):
         raise ValueError(f'`on_nonfinite` must be "raise" or "skip". Received: {on_nonfinite!r}.')
+
+
+def check_path(name: str, path: Any, what: str) -> None:
+    """Raise unless this can be the path of a file or a folder."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
+        raise ValueError(f"`{name}` must be the path of {what}. Received: {path!r}.")
 
 
 def as_seed(seed: Any) -> tf.Tensor:

@@ -2,14 +2,13 @@
 
 import inspect
 import numbers
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_metagrad._checks import check_nonfinite
+from tf_metagrad._checks import check_nonfinite, check_path
 from tf_metagrad._meta_update import ON_NONFINITE
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.inner._base import check_count
@@ -30,8 +29,8 @@ def check_run(learner: Any, tasks: Any, directory: Any, callbacks: Any, preempte
         )
     if callable(tasks) and not _takes_one(tasks):
         raise ValueError("`tasks` must take the number of the first batch, tasks(start). Received: another signature.")
-    if not isinstance(directory, str | os.PathLike | None) or directory == "":
-        raise ValueError(f"`directory` must be the path of a folder, or None. Received: {directory!r}.")
+    if directory is not None:
+        check_path("directory", directory, "a folder")
     if not isinstance(callbacks, Sequence) or not all(isinstance(c, keras.callbacks.Callback) for c in callbacks):
         raise ValueError(f"`callbacks` must be a list of Keras callbacks. Received: {callbacks!r}.")
     if not callable(preempted):
@@ -72,7 +71,7 @@ def checked_schedule(learner: MetaLearner, schedule: Any) -> dict[int, Estimator
 
 def check_validation(learner: MetaLearner, validation: Any, count: int) -> None:
     """Raise where the first batch is not fit, rather than after the first epoch."""
-    if not isinstance(validation, Iterable) or hasattr(validation, "__next__"):
+    if not isinstance(validation, tf.data.Dataset | list | tuple):
         raise ValueError(
             "`validation` must be a tf.data.Dataset, or a list of batches, which is read after every epoch. "
             f"Received: {type(validation).__name__}."

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _model_card
+from tf_metagrad._checks import check_path
 from tf_metagrad._folders import put_in_place
 from tf_metagrad._signatures import Served
 from tf_metagrad.learner import MetaLearner
@@ -53,8 +54,7 @@ def export(learner: MetaLearner, path: str | os.PathLike, overwrite: bool = Fals
     """
     if not isinstance(learner, MetaLearner):
         raise ValueError(f"`learner` must be an mg.MetaLearner. Received: {type(learner).__name__}.")
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fspath(path):
-        raise ValueError(f"`path` must be the path of the folder to write. Received: {path!r}.")
+    check_path("path", path, "the folder to write")
     path = os.fspath(path)
     if os.path.exists(path) and not overwrite:
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
