@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_metagrad as mg
+from tf_metagrad import _execution
 from tf_metagrad.estimators import FOMAML, MAML, BinomMAML, BinomTruncMAML, Reptile, TruncMAML, parse
 from tf_metagrad.estimators._spec import parse_schedule
 
@@ -131,10 +132,8 @@ def without_weights():
         (lambda: make_learner(without_weights()), "`model` must have trainable weights. Received: 'empty'"),
         (lambda: make_learner(keras.layers.Dense(1)), "`model` must be a keras.Model. Received: Dense"),
         (lambda: make_learner(adapt=["nolayer"]), "Received: 'nolayer'. The model 'sequential.*' has: head"),
-        (
-            lambda: make_learner(adapt="head"),
-            "`adapt` must be \"all\" or a list of layer names. Received: adapt='head'",
-        ),
+        (lambda: make_learner(adapt="tail"), "Received: 'tail'. The model 'sequential.*' has: head"),
+        (lambda: make_learner(adapt=3), '`adapt` must be "all" or names of layers. Received: adapt=3'),
         (lambda: make_learner(adapt=[]), r"`adapt` must be .* Received: adapt=\[\]"),
         (lambda: make_learner(normalization="none"), "`normalization` must be .* Received: 'none'"),
         (lambda: make_learner(inner=0.1), "`inner` must be an inner optimiser of `mg.inner`. Received: 0.1"),
@@ -166,6 +165,18 @@ def test_bad_parts_are_refused(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_deterministic_max_pooling_goes_without_xla(monkeypatch):
+    """Its gradient under XLA has no deterministic form; other nets keep XLA."""
+    monkeypatch.setattr(_execution.config, "is_op_determinism_enabled", lambda: True)
+    pooled, plain = mg.models.conv1d(WAYS, 8, filters=2, blocks=1), mg.models.mlp()
+    assert not make_learner(pooled).execution.jit_compile
+    assert make_learner(plain).execution.jit_compile
+    with pytest.raises(ValueError, match="no deterministic gradient of max-pooling. Received: jit_compile=True .* Use"):
+        make_learner(pooled, jit_compile=True)
+    monkeypatch.undo()
+    assert make_learner(pooled).execution.jit_compile
 
 
 def test_an_estimator_that_does_not_fit_is_not_taken_over(learner):

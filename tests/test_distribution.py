@@ -35,6 +35,11 @@ def test_two_replicas_update_everything(differences, name):
     assert differences[name] < 1e-10
 
 
+def test_a_task_that_diverges_is_left_out_by_two_replicas(differences):
+    """Losses, metric, weights, slots and averages of each step are those of one device without the task."""
+    assert differences["skip"] < 1e-12
+
+
 def test_tasks_that_do_not_divide():
     class Three:
         num_replicas_in_sync = 3

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import tf_metagrad as mg
+from tf_metagrad import _folders
 
 WAYS, LENGTH = 3, 8
 
@@ -168,6 +169,7 @@ def test_a_failure_leaves_the_old_model_and_no_scratch(served, tmp_path, monkeyp
 
     for owner, name, replacement in ((tf.saved_model, "save", save_half), (os, "replace", move)):
         with monkeypatch.context() as patch:
+            patch.setattr(_folders, "exchange", lambda one, other: False)
             patch.setattr(owner, name, replacement)
             with pytest.raises(OSError, match="disk full"):
                 mg.export(learner, path, overwrite=True)

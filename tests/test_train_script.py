@@ -125,6 +125,10 @@ def test_a_run_interrupted_by_ctrl_c_goes_on_and_ends_as_an_undisturbed_one(scri
         (["--profile_steps="], "Received: ''."),
         (["--filters=32"], "--filters means nothing to --task=mnist1d. Leave it out"),
         (["--task=sinusoid", "--ways=3"], "--ways means nothing to --task=sinusoid"),
+        (
+            ["--deterministic", "--jit_compile=true"],
+            "XLA has no deterministic gradient of max-pooling",
+        ),
         (["--schedule=0: FOMAML", "--estimator=MAML"], "Only one of --estimator and --schedule can be given."),
     ],
 )

@@ -32,7 +32,7 @@ def make_tasks(count: int = 4) -> mg.Task:
     return mg.Task(xs, ys, xq, yq)
 
 
-def updated(strategy, estimator, inner, optimizer, updates=2, **options) -> np.ndarray:
+def updated(strategy, estimator, inner, optimizer, tasks=None, on_nonfinite="raise", **options) -> np.ndarray:
     """Return all that an update changes, as one vector."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
@@ -45,9 +45,9 @@ def updated(strategy, estimator, inner, optimizer, updates=2, **options) -> np.n
         learner = mg.MetaLearner(model, "mse", inner, estimator, execution="map", **{"jit_compile": False} | options)
         made = optimizer()
     learner.compile(made, metrics=["mae"])  # it enters the scope itself
-    tasks, seen = learner.check_tasks(make_tasks()), []
-    for seed in range(updates):
-        losses, metrics, *_ = learner.update(tasks, tf.constant(seed, tf.int64))
+    tasks, seen = learner.check_tasks(tasks or make_tasks()), []
+    for seed in range(2):
+        losses, metrics, *_ = learner.update(tasks, tf.constant(seed, tf.int64), on_nonfinite)
         seen += [*losses.numpy(), metrics["mae"].numpy()]
     values = [*learner.meta_variables, *learner.step_statistics, *learner.optimizer.variables]
     return np.concatenate([seen, *(np.ravel(v.numpy()).astype("float64") for v in values)])
@@ -61,6 +61,16 @@ def mirrored() -> tf.distribute.Strategy:
 
 def difference(*args, **options) -> float:
     two, one = (updated(strategy, *args, **options) for strategy in (mirrored(), tf.distribute.get_strategy()))
+    return float(np.linalg.norm(two - one) / np.linalg.norm(one))
+
+
+def skipping(*args, **options) -> float:
+    """Return the difference of two replicas that skip the last of four tasks to one device that has three."""
+    tasks = make_tasks()
+    three = mg.Task(*(part[:3] for part in tasks))
+    tasks.query_y[3] = 1e200
+    two = updated(mirrored(), *args, tasks=tasks, on_nonfinite="skip", **options)
+    one = updated(tf.distribute.get_strategy(), *args, tasks=three, **options)
     return float(np.linalg.norm(two - one) / np.linalg.norm(one))
 
 
@@ -79,6 +89,7 @@ def main() -> None:
     found["per_step"] = difference(
         mg.estimators.MAML(), learned, OPTIMIZERS["sngdm"], normalization="per_step", adapt=["head"]
     )
+    found["skip"] = skipping(mg.estimators.MAML(), learned, OPTIMIZERS["adam"], normalization="per_step")
     found["xla"] = difference(mg.estimators.MAML(), learned, OPTIMIZERS["adam"], jit_compile=True)
     print(json.dumps(found))
 

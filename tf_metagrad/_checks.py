@@ -1,6 +1,10 @@
 """Checks of what users hand in: each raises `ValueError` with what was received, what was expected, and the fix."""
 
-import inspect
+import difflib
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -9,6 +13,7 @@ import tensorflow as tf
 
 from tf_metagrad._types import Task
 from tf_metagrad.inner import InnerOptimizer
+from tf_metagrad.inner._base import is_one_of
 
 
 def check_model(model: Any) -> None:
@@ -22,6 +27,53 @@ def check_model(model: Any) -> None:
         )
     if not model.trainable_variables:
         raise ValueError(f"`model` must have trainable weights. Received: {model.name!r}, which has none.")
+
+
+def known(module: ModuleType, value: Any, what: str) -> Any:
+    """Return `module.get(value)`, of `keras.losses` or its like; raise `ValueError` where it is none of these."""
+    found = _get(module, value)
+    if found is None:
+        names = sorted({name.lower() for name in dir(module)} | {"accuracy"})  # not a name of the module, but known
+        close = difflib.get_close_matches(value.lower(), names) if isinstance(value, str) else []
+        hint = next((f" Did you mean {name!r}?" for name in close if _get(module, name) is not None), "")
+        raise ValueError(f"{what}. Received: {value!r}.{hint}")
+    return found
+
+
+def _get(module: ModuleType, value: Any) -> Any:
+    try:
+        return module.get(value)
+    except (ValueError, TypeError):
+        return None
+
+
+def check_metrics(metrics: Any) -> None:
+    """Raise unless `metrics` is what Keras takes: a list, whose texts are names of metrics."""
+    if metrics is not None and not isinstance(metrics, list | tuple | dict):
+        raise ValueError(f'`metrics` must be a list, such as metrics=["accuracy"]. Received: {metrics!r}.')
+    for metric in keras.tree.flatten(metrics):
+        if metric is not None and metric not in ("accuracy", "acc", "crossentropy", "ce"):  # Keras' own short names
+            known(keras.metrics, metric, "`metrics` must hold metrics of `keras.metrics` or their names")
+
+
+def check_nonfinite(on_nonfinite: Any, answers: Sequence[str]) -> None:
+    """Raise unless this is one of the answers to a task that diverges."""
+    if not is_one_of(on_nonfinite, answers):
+        raise ValueError(f'`on_nonfinite` must be "raise" or "skip". Received: {on_nonfinite!r}.')
+
+
+def check_path(name: str, path: Any, what: str) -> None:
+    """Raise unless this can be the path of a file or a folder."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in str(path):
+        raise ValueError(f"`{name}` must be the path of {what}. Received: {path!r}.")
+
+
+def as_seed(seed: Any) -> tf.Tensor:
+    """Return a seed as int64; raise unless it is a whole number of 64 bits."""
+    try:
+        return tf.constant(operator.index(seed), tf.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"`seed` must be a whole number of at most 64 bits. Received: {seed!r}.") from None
 
 
 def check_normalization(normalization: Any, model: keras.Model, inner: InnerOptimizer) -> None:
@@ -56,8 +108,9 @@ def adapting_indices(model: keras.Model, adapt: Any) -> list[int]:
     variables = model.trainable_variables
     if adapt == "all":
         return list(range(len(variables)))
-    if isinstance(adapt, str) or not adapt or not all(isinstance(name, str) for name in adapt):
-        raise ValueError(f'`adapt` must be "all" or a list of layer names. Received: adapt={adapt!r}.')
+    adapt = [adapt] if isinstance(adapt, str) else adapt
+    if not isinstance(adapt, Sequence) or not adapt or not all(isinstance(name, str) for name in adapt):
+        raise ValueError(f'`adapt` must be "all" or names of layers. Received: adapt={adapt!r}.')
     layers = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
     chosen = set()
     for name in adapt:
@@ -78,87 +131,88 @@ def layer_numbers(variables: list[keras.Variable]) -> list[int]:
     return [order.index(owner) for owner in owners]
 
 
-def check_tasks(task: Task, ways: int | None) -> None:
-    """Raise where a batch of tasks has NaN, labels outside 0 .. ways-1, or a support set that lacks a class.
-
-    Args:
-        task: a batch of tasks, with a leading axis.
-        ways: number of classes where targets are class labels `[tasks, examples]`; None for other targets.
-    """
-    task = as_batch(task)
-    for name, part in task._asdict().items():
-        for leaf in tf.nest.flatten(part):
-            check_finite(name, np.asarray(leaf))
-    if ways is None:
-        return
-    for name in ("support_y", "query_y"):
-        check_labels(name, np.asarray(getattr(task, name)), ways)
-    for index, labels in enumerate(np.asarray(task.support_y)):
-        check_support(labels, ways, f"task {index} of the batch")
+def as_batches(tasks: Any) -> Iterable[Any]:
+    """Return batches of tasks, where one batch may stand for itself."""
+    if not isinstance(tasks, Iterable):
+        raise ValueError(f"`tasks` must be batches of tasks, such as a dataset. Received: {type(tasks).__name__}.")
+    return [tasks] if isinstance(tasks, Task) else tasks
 
 
-def as_batch(task: Any) -> Task:
-    """Return a batch of tasks as a `Task`; raise where its parts do not agree."""
-    if not isinstance(task, tuple) or len(task) != len(Task._fields):
-        raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
-    check_shapes(Task(*task))
-    return Task(*task)
-
-
-def check_fit(task: Task, model: keras.Model, loss: Any, ways: int | None) -> None:
-    """Raise unless inputs have the model's shape and a dtype it can read, and targets fit the loss."""
-    for name, part in task._asdict().items():
-        for leaf in tf.nest.flatten(part):
-            if not (leaf.dtype.is_floating or leaf.dtype.is_integer or leaf.dtype.is_bool):
-                raise ValueError(f"`{name}` must hold numbers. Received: dtype {leaf.dtype.name}. Convert it first.")
-    inputs = getattr(model, "inputs", None) or []
-    for name in ("support_x", "query_x"):
-        for leaf, like in zip(tf.nest.flatten(getattr(task, name)), inputs, strict=False):
-            _check_shape(name, leaf, tuple(like.shape)[1:], "the model's inputs")
-    output = getattr(model, "output_shape", None)
-    for name in ("support_y", "query_y"):
-        targets = getattr(task, name)
-        if ways is not None:
-            _check_shape(name, targets, (), "class labels")
-            if targets.dtype.is_floating and np.any(np.asarray(targets) % 1):
-                raise ValueError(f"`{name}` must be class labels, whole numbers. Received: dtype {targets.dtype.name}.")
-        elif _is_keras(loss) and isinstance(output, tuple) and tf.is_tensor(targets):
-            _check_shape(name, targets, output[1:], "the model's outputs")
-
-
-def _is_keras(loss: Any) -> bool:
-    """Return whether a loss is one of Keras' that compare targets with outputs of the same shape."""
-    kind = loss if inspect.isfunction(loss) else type(loss)
-    return kind.__module__.startswith("keras.src.losses") and "sparse" not in kind.__name__.lower()
-
-
-def _check_shape(name: str, values: tf.Tensor, like: tuple[int | None, ...], what: str) -> None:
-    """Raise unless each example has the shape `like`; a last axis of 1 may be there or not, as Keras has it."""
-    shape = tuple(values.shape[2:])
-    one, other = (s[:-1] if s and s[-1] == 1 else s for s in (shape, like))
-    if not tf.TensorShape(one).is_compatible_with(other):
-        raise ValueError(
-            f"Each example of `{name}` must have the shape of {what}, {like}. Received: {shape}, in a batch of shape "
-            f"{tuple(values.shape)}. The first two axes are tasks and examples."
-        )
-
-
-def check_shapes(task: Task) -> None:
+def check_shapes(parts: dict[str, Any], axes: tuple[str, ...]) -> None:
     """Raise unless all parts have as many tasks, and inputs as many examples as their targets."""
-    shapes = {name: [tuple(np.shape(leaf)) for leaf in tf.nest.flatten(part)] for name, part in task._asdict().items()}
-    support = {shape[:2] for shape in shapes["support_x"] + shapes["support_y"]}
-    query = {shape[:2] for shape in shapes["query_x"] + shapes["query_y"]}
-    if any(0 in shape for shape in support | query):
+    shapes = {name: [tuple(leaf.shape) for leaf in tf.nest.flatten(part)] for name, part in parts.items()}
+    lead, received = len(axes), ", ".join(f"{n} {v[0]}" for n, v in shapes.items() if v)
+    sets = [{s[:lead] for n, v in shapes.items() if n.startswith(kind) for s in v} for kind in ("support", "query")]
+    found = [one for one in sets if one or lead == 2]
+    if any(0 in shape for shape in set().union(*found)):
         raise ValueError(
             "A batch must have at least one task, and a task at least one support and one query example. "
-            f"Received: {', '.join(f'{n} {v[0]}' for n, v in shapes.items() if v)}."
+            f"Received: {received}."
         )
-    agree = len(support) == len(query) == 1 and all(len(shape) == 2 for shape in support | query)
-    if not agree or len({shape[0] for shape in support | query}) != 1:
+    agree = all(len(one) == 1 and len(min(one)) == lead for one in found)
+    if agree and len({min(one)[: lead - 1] for one in found}) == 1:
+        return
+    if lead == 1:
         raise ValueError(
-            "The parts of a batch of tasks must have the shapes [tasks, examples, ...], with the same number of tasks, "
-            f"and as many targets as inputs. Received: {', '.join(f'{n} {v[0]}' for n, v in shapes.items())}."
+            "`support_x` and `support_y` must have the shapes [examples, ...], with as many targets as inputs. "
+            f"Received: {received}."
         )
+    raise ValueError(
+        "The parts of a batch of tasks must have the shapes [tasks, examples, ...], with the same number of tasks, "
+        f"and as many targets as inputs. Received: {received}."
+    )
+
+
+def check_example(
+    name: str, values: Any, like: tuple[int | None, ...], what: str, axes: tuple[str, ...], ways: int | None = None
+) -> None:
+    """Raise unless each example has the shape `like`; a last axis of 1 may be there or not, as Keras has it."""
+    whole, lead = tuple(values.shape), len(axes)
+    if _fits(whole[lead:], like):
+        return
+    hint = ""
+    if ways is not None and whole[lead:] == (ways,):
+        hint = " One-hot targets need keras.losses.CategoricalCrossentropy."
+    elif lead == 1 and len(whole) > 1 and _fits(whole[2:], like):
+        hint = f" It looks like a batch of tasks; hand in one at a time, such as {name}[0]."
+    first = "The first two axes are tasks and examples" if lead == 2 else "The first axis is examples"
+    raise ValueError(
+        f"Each example of `{name}` must have the shape of {what}, {like}. Received: {whole[lead:]}, in "
+        f"{'a batch' if lead == 2 else 'an array'} of shape {whole}. {first}.{hint}"
+    )
+
+
+def _fits(shape: tuple[int | None, ...], like: tuple[int | None, ...]) -> bool:
+    one, other = (s[:-1] if s and s[-1] == 1 else s for s in (shape, like))
+    return tf.TensorShape(one).is_compatible_with(other)
+
+
+def as_array(name: str, leaf: Any) -> Any:
+    """Return a leaf as a tensor or an array; raise `ValueError` unless it holds numbers."""
+    if not isinstance(leaf, tf.Tensor):
+        try:
+            leaf = np.asarray(leaf)
+        except ValueError:
+            raise ValueError(f"`{name}` must be one array. Received: a list whose parts differ in shape.") from None
+    try:
+        dtype = tf.as_dtype(leaf.dtype)
+    except TypeError:  # objects, dates
+        dtype = tf.variant
+    if not (dtype.is_floating or dtype.is_integer or dtype.is_bool):
+        kind = leaf.dtype if dtype == tf.variant else dtype.name
+        raise ValueError(f"`{name}` must hold numbers. Received: dtype {kind}. Convert it first.")
+    return leaf
+
+
+def is_floating(leaf: Any) -> bool:
+    """Return whether an array or a tensor holds floating-point numbers."""
+    return tf.as_dtype(leaf.dtype).is_floating
+
+
+def check_whole(name: str, leaf: Any, what: str) -> None:
+    """Raise where an array has fractions."""
+    if is_floating(leaf) and np.any(np.asarray(leaf) % 1):
+        raise ValueError(f"`{name}` must be {what}. Received: dtype {tf.as_dtype(leaf.dtype).name}, with fractions.")
 
 
 def check_finite(name: str, values: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import config
 
 WAYS = ("vectorize", "map", "loop")
 
@@ -56,9 +57,9 @@ def _fastest(model: keras.Model) -> Execution:
 
 
 def _xla_can(model: keras.Model) -> bool:
-    """False for max-pooling in float64, whose second derivative XLA does not have."""
+    """False for what XLA lacks of max-pooling: second derivatives in float64, a deterministic gradient."""
     pools = any("MaxPooling" in type(layer).__name__ for layer in model._flatten_layers())
-    return not (pools and model.compute_dtype == "float64")
+    return not (pools and (model.compute_dtype == "float64" or config.is_op_determinism_enabled()))
 
 
 def choose(tasks: str, jit_compile: bool | str, model: keras.Model) -> Execution:
@@ -74,6 +75,11 @@ def choose(tasks: str, jit_compile: bool | str, model: keras.Model) -> Execution
     fastest = _fastest(model)
     jit = fastest.jit_compile and tasks in ("auto", fastest.tasks) if jit_compile == "auto" else bool(jit_compile)
     chosen = Execution(fastest.tasks if tasks == "auto" else tasks, jit)
+    if jit and not _xla_can(model) and config.is_op_determinism_enabled():
+        raise ValueError(
+            "XLA has no deterministic gradient of max-pooling. Received: jit_compile=True with TensorFlow's "
+            "deterministic operations. Use jit_compile=False, or a model without max-pooling."
+        )
     if jit and not _xla_can(model):
         raise ValueError(
             "XLA has no second derivative of max-pooling in float64. Received: jit_compile=True with a float64 model. "

@@ -37,7 +37,7 @@ class MetaUpdate:
 
     def __init__(self, learner: Any):
         """Store the learner."""
-        self.learner, self.has_metrics = learner, False
+        self.learner, self.has_metrics, self._built_metrics = learner, False, False
         self._updates: dict[Callable, Callable] = {}
         self._example = None
 
@@ -189,7 +189,8 @@ class MetaUpdate:
 
     def _build_metrics(self, tasks: Task, predictions: Any) -> None:
         """Let Keras make its metric variables, which it does at the first call, outside of the compiled step."""
-        if self.has_metrics and not self.learner.metrics_variables:
+        if self.has_metrics and not self._built_metrics:
+            self._built_metrics = True
             zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), predictions)
             self.count_metrics(tasks.query_y, zeros)
             self.learner.reset_metrics()

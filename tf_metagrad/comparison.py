@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tf_metagrad import _measure, _memory, bounds
 from tf_metagrad import estimators as catalogue
+from tf_metagrad._checks import as_batches
 from tf_metagrad._table import Comparison, Row
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import (
@@ -111,9 +112,7 @@ def _fits(estimator: Estimator, learner: MetaLearner) -> bool:
 
 def _batches(learner: MetaLearner, tasks: Any, count: int) -> list[Task]:
     check_count("batches", count)
-    drawn = [
-        learner.check_tasks(batch) for batch in itertools.islice([tasks] if isinstance(tasks, Task) else tasks, count)
-    ]
+    drawn = [learner.check_tasks(batch) for batch in itertools.islice(as_batches(tasks), count)]
     if not drawn:
         raise ValueError("`tasks` must hold at least one batch of tasks. Received: none.")
     return drawn

@@ -60,7 +60,7 @@ def judge(
     rows: list[list[dict[str, float]] | None] = []
     for index, batch in enumerate(tasks):
         batch = learner.check_tasks(batch)
-        losses, predictions, failed = function(batch, tf.constant(seed + index, tf.int64))
+        losses, predictions, failed = function(batch, seed + index)
         faults = _diagnostics.faults(losses[:, -1], failed, inner, f" in batch {index} of the evaluation")
         _diagnostics.raise_or_log(dict(list(faults.items())[: count - len(rows)]), on_nonfinite)
         learner.metrics_of(batch.query_y, tf.nest.map_structure(lambda t: t[:, -1], predictions))  # makes variables

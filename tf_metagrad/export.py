@@ -10,6 +10,8 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _model_card
+from tf_metagrad._checks import check_path
+from tf_metagrad._folders import put_in_place
 from tf_metagrad._signatures import Served
 from tf_metagrad.learner import MetaLearner
 
@@ -42,7 +44,7 @@ def export(
         The path.
 
     Raises:
-        ValueError: the model has several inputs or outputs, or a free axis other than the first.
+        ValueError: the model has several inputs or outputs, or a free axis other than the first; no path.
         FileExistsError: the folder exists and `overwrite` is False, or it is not a SavedModel.
 
     Example:
@@ -55,6 +57,9 @@ def export(
         >>> served.signatures["adapt_and_predict"](support_x=x, support_y=x, query_x=x)["predictions"].shape
         TensorShape([7, 1])
     """
+    if not isinstance(learner, MetaLearner):
+        raise ValueError(f"`learner` must be an mg.MetaLearner. Received: {type(learner).__name__}.")
+    check_path("path", path, "the folder to write")
     path = os.fspath(path)
     if os.path.exists(path) and not overwrite:
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
@@ -74,14 +79,7 @@ def _write_whole(served: Served, path: str, about: dict[str, Any]) -> None:
         whole, old = os.path.join(scratch, "saved_model"), os.path.join(scratch, "old")
         archive.write_out(whole, verbose=False)
         _model_card.write(served, whole, about)
-        if os.path.exists(path):
-            os.replace(path, old)
-        try:
-            os.replace(whole, path)
-        except OSError:
-            if os.path.exists(old):
-                os.replace(old, path)
-            raise
+        put_in_place(whole, path, old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

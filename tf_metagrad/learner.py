@@ -11,16 +11,19 @@ import tensorflow as tf
 from absl import logging
 
 from tf_metagrad import _checks, _diagnostics, _execution
+from tf_metagrad._batches import TaskReader
 from tf_metagrad._distribution import reduce_before_clipping
-from tf_metagrad._meta_update import MetaUpdate, Updated
+from tf_metagrad._meta_update import ON_NONFINITE, MetaUpdate, Updated
 from tf_metagrad._runner import TaskRunner
+from tf_metagrad._task_model import TaskModel
 from tf_metagrad._types import MetaGradient, Snapshot, Solution, Task
 from tf_metagrad.estimators import MAML, Estimator
 from tf_metagrad.evaluation import Evaluation, judge
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
+from tf_metagrad.inner._base import check_count
 
 
-class MetaLearner(keras.Model):
+class MetaLearner(TaskModel):
     """Learns an initialisation of `model` that adapts to a task in a few gradient steps.
 
     The model is only ever called through `stateless_call`. Its weights change by the meta-optimizer and by nothing
@@ -31,8 +34,8 @@ class MetaLearner(keras.Model):
         loss: `loss(y_true, y_pred)`, or a name that `keras.losses.get` knows.
         inner: the inner optimiser, e.g. `mg.inner.GradientDescent(steps=5, learning_rate=0.01)`.
         estimator: how the meta-gradient is computed; may be reassigned at any time.
-        adapt: `"all"`, or the names of the layers that adapt (ANIL); the other weights are shared by all tasks and
-            are trained by the meta-gradient only.
+        adapt: `"all"`, or the name or names of the layers that adapt (ANIL); the other weights are shared by all
+            tasks and are trained by the meta-gradient only.
         normalization: `"batch"`: BatchNormalization uses the statistics of the batch at hand, in adaptation and in
             prediction, as MAML does, so predictions on a query set depend on the whole set. `"stored"`: it uses the
             model's stored averages. `"per_step"`: batch statistics in meta-training, where they update averages of
@@ -74,7 +77,8 @@ class MetaLearner(keras.Model):
         _checks.check_normalization(normalization, model, inner)
         self.model = model
         self.inner = inner
-        self.task_loss = keras.losses.get(loss)
+        expected = "`loss` must be a loss of `keras.losses`, its name, or a function loss(y_true, y_pred)"
+        self.task_loss = _checks.known(keras.losses, loss, expected)
         adapting = _checks.adapting_indices(model, adapt)
         chosen = [model.trainable_variables[i] for i in adapting]
         self.adapting_weights = AdaptingWeights([tuple(v.shape) for v in chosen], _checks.layer_numbers(chosen))
@@ -100,6 +104,7 @@ class MetaLearner(keras.Model):
             model, self.task_loss, normalization, adapting, self.adapting_weights, self.execution,
             dict(zip(averages, self.step_statistics, strict=True)),
         )  # fmt: skip
+        self._reader = TaskReader(model, self.task_loss, self.ways)
         self._cache = types.SimpleNamespace(functions={})  # a namespace, because Keras would track a dict
         self._meta_update = MetaUpdate(self)
         self._estimator = None
@@ -144,19 +149,16 @@ class MetaLearner(keras.Model):
 
     def compile(self, optimizer: Any = "adam", metrics: Any = None) -> None:
         """Set the meta-optimizer and the metrics of the query predictions, as in `keras.Model.compile`."""
+        optimizer = _checks.known(
+            keras.optimizers, optimizer, "`optimizer` must be an optimizer of `keras.optimizers` or its name"
+        )
+        _checks.check_metrics(metrics)
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
             self.optimizer.build(self.meta_variables)
         reduce_before_clipping(self.optimizer, self.distribute_strategy)
+        self._meta_update = MetaUpdate(self)  # what was traced has the former optimizer and metrics
         self._meta_update.has_metrics = bool(metrics)
-
-    def fit(self, *args, **kwargs):
-        """Refuse, with a pointer to `mg.train`."""
-        raise NotImplementedError("A MetaLearner learns from tasks. Use mg.train(learner, tasks, steps) for `fit`.")
-
-    def evaluate(self, *args, **kwargs):
-        """Refuse, with a pointer to `evaluate_tasks`."""
-        raise NotImplementedError("A MetaLearner is judged on tasks. Use learner.evaluate_tasks(tasks) for `evaluate`.")
 
     # Running tasks -----------------------------------------------------------------------------------------------
 
@@ -221,7 +223,7 @@ class MetaLearner(keras.Model):
             FloatingPointError: a task diverged; the message names it, and the step of the inner loop.
         """
         tasks = self.check_tasks(tasks)
-        checked = self._meta_update.checked(tasks, tf.constant(seed, tf.int64), f" with {self.estimator}")
+        checked = self._meta_update.checked(tasks, _checks.as_seed(seed), f" with {self.estimator}")
         gradients, losses, predictions, diagnostics, _ = checked
         _diagnostics.check_learned_weight(self.inner, self.hyperparameters)
         for shortfall in _diagnostics.shortfalls(diagnostics, self.inner, self.estimator):
@@ -246,16 +248,14 @@ class MetaLearner(keras.Model):
 
     def solve(self, support_x: Any, support_y: Any, steps: int | None = None, seed: int = 0) -> Solution:
         """Adapt to one task as `adapt` does; return the weights, the steps taken, and what stopped them."""
-        task = Task(support_x, support_y, support_x, support_y)
-        batch = self.check_tasks(tf.nest.map_structure(lambda t: tf.convert_to_tensor(t)[None], task))
-        inner = self._inner(steps)
+        batch, inner = self._reader.support(support_x, support_y), self._inner(steps)
 
         def body(problem):
             path = problem.adapt()
             return [], (path.end, path.taken, path.residual, path.failed_step)
 
         function = self.compiled_function("adapt", inner, lambda t, s: self.use(body, t, s, inner=inner)[1])
-        adapted, taken, residual, failed = function(batch, tf.constant(seed, tf.int64))
+        adapted, taken, residual, failed = function(batch, _checks.as_seed(seed))
         _diagnostics.check_finite_path(residual, failed, inner, "")
         stopped_by = "tolerance" if inner.tolerance and residual[0] <= inner.tolerance else "steps"
         weights = self.full_weights([phi[0] for phi in adapted])
@@ -270,17 +270,18 @@ class MetaLearner(keras.Model):
 
     def predict_adapted(self, weights: Sequence[tf.Tensor], query_x: Any) -> Any:
         """Return the predictions `[query, ...]` of adapted weights; Dropout is off, as in `keras.Model.predict`."""
+        weights, query_x = self._reader.weights(weights), self._reader.query(query_x)
         state = self._runner.state(step=self.inner.steps)
         return self._runner.functional(learning=False).predict(weights, state, query_x, training=False)[0]
 
     def evaluate_tasks(
-        self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0,
+        self, tasks: Iterable[Task] | Task, count: int = 600, steps: int | None = None, seed: int = 0,
         on_nonfinite: str = "raise",
     ) -> Evaluation:  # fmt: skip
         """Adapt to `count` tasks and judge each on its query set.
 
         Args:
-            tasks: batches of tasks, e.g. a dataset of `mg.data`; the first `count` tasks are used.
+            tasks: batches of tasks, e.g. a dataset of `mg.data`, or one batch; the first `count` tasks are used.
             count: number of tasks.
             steps: K, if other than the inner optimiser's.
             seed: the randomness of layers such as Dropout during adaptation is a function of it.
@@ -294,7 +295,7 @@ class MetaLearner(keras.Model):
             ValueError: as for `meta_gradient`; or `tasks` ends before `count` tasks.
             FloatingPointError: the inner loop of a task diverged; or, to be skipped, of all tasks.
         """
-        return judge(self, tasks, count, self._inner(steps), seed, on_nonfinite, every_step=False)[-1]
+        return self._judge(tasks, count, steps, seed, on_nonfinite, every_step=False)[-1]
 
     def adaptation_curve(
         self, tasks: Iterable[Task], count: int = 600, steps: int | None = None, seed: int = 0,
@@ -308,18 +309,17 @@ class MetaLearner(keras.Model):
             >>> [point.count for point in learner.adaptation_curve(data.sinusoid(meta_batch=4), count=4)]
             [4, 4, 4, 4]
         """
-        return judge(self, tasks, count, self._inner(steps), seed, on_nonfinite, every_step=True)
+        return self._judge(tasks, count, steps, seed, on_nonfinite, every_step=True)
+
+    def _judge(self, tasks, count, steps, seed, on_nonfinite, every_step: bool) -> list[Evaluation]:
+        _checks.check_nonfinite(on_nonfinite, ON_NONFINITE)
+        check_count("count", count)
+        batches, seed = _checks.as_batches(tasks), _checks.as_seed(seed)
+        return judge(self, batches, count, self._inner(steps), seed, on_nonfinite, every_step)
 
     def check_tasks(self, tasks: Task) -> Task:
-        """Return the batch as tensors; raise `ValueError` where it is not fit to learn from."""
-        _checks.check_tasks(tasks, self.ways)
-        return Task(*tf.nest.map_structure(tf.convert_to_tensor, tuple(tasks)))
-
-    def check_first(self, tasks: Task) -> Task:
-        """Do what `check_tasks` does, and refuse shapes or dtypes, which are the whole stream's, that don't fit."""
-        batch = tf.nest.map_structure(tf.convert_to_tensor, tuple(_checks.as_batch(tasks)))
-        _checks.check_fit(Task(*batch), self.model, self.task_loss, self.ways)
-        return self.check_tasks(tasks)
+        """Return the batch as tensors of the model's types; raise `ValueError` where it is not fit to learn from."""
+        return self._reader.batch(tasks)
 
     def metrics_of(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
         """Return the compiled metrics of targets and predictions `[tasks, query, ...]`, all tasks taken together."""

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import math
-import numbers
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +11,9 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad._checkpoints import Checkpoints, writing
+from tf_metagrad._checks import as_seed
 from tf_metagrad._epochs import Epochs, Preempted, next_batch
-from tf_metagrad._meta_update import ON_NONFINITE
+from tf_metagrad._run_checks import check_counts, check_run, check_validation, checked_schedule, checked_stream
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.learner import MetaLearner
@@ -93,12 +93,16 @@ def train(
         >>> len(history.history["loss"])
         2
     """
-    _check(learner, tasks, steps, epoch_steps, checkpoint_steps, profile_steps, directory, on_nonfinite)
-    schedule = _checked_schedule(learner, schedule)
+    check_run(learner, tasks, directory, callbacks, preempted, on_nonfinite)
+    check_counts(
+        checkpoint_steps, profile_steps, directory,
+        steps=steps, epoch_steps=epoch_steps, validation_count=validation_count, keep=keep,
+    )  # fmt: skip
+    seed, schedule = int(as_seed(seed)), checked_schedule(learner, schedule)
     checkpoints = Checkpoints(learner, directory, keep)
     stream = _prepare(learner, tasks, checkpoints, steps, schedule)
     if validation is not None:
-        _check_validation(learner, validation, validation_count)
+        check_validation(learner, validation, validation_count)
     logs_to = [] if directory is None else [_tensorboard(directory, profile_steps)]
     callbacks = keras.callbacks.CallbackList(
         [*callbacks, *logs_to], add_history=True, add_progbar=verbose != 0, model=learner,
@@ -124,21 +128,13 @@ def _prepare(
     if done >= steps and not checkpoints.progress.open:
         return iter(())
     start = min(done, steps - 1)
-    stream = _stream(tasks, start, steps)
-    first = next_batch(stream, start, learner.check_first)
+    stream = iter(checked_stream(tasks, start).take(max(steps - start, 0)))
+    first = next_batch(stream, start, learner.check_tasks)
     ahead = [estimator for begin, estimator in schedule.items() if begin > start]
     with _swapping(learner, schedule) as swap:
         swap(start)
         learner.prepare(first, list(dict.fromkeys([learner.estimator, *ahead])))
     return itertools.chain([first], stream) if done < steps else stream
-
-
-def _check_validation(learner: MetaLearner, validation: tf.data.Dataset, count: int) -> None:
-    """Raise `ValueError` where the first batch is not fit, rather than after the first epoch."""
-    batch = next(iter(validation), None)
-    if batch is None:
-        raise ValueError(f"`validation` must hold validation_count={count} tasks. Received: a stream without batches.")
-    learner.check_first(batch)
 
 
 @contextlib.contextmanager
@@ -156,43 +152,6 @@ def _swapping(learner: MetaLearner, schedule: Mapping[int, Estimator]) -> Iterat
     finally:
         if schedule:
             learner.estimator = own
-
-
-def _check(
-    learner, tasks, steps, epoch_steps, checkpoint_steps, profile_steps, directory, on_nonfinite
-) -> None:  # fmt: skip
-    if on_nonfinite not in ON_NONFINITE:
-        raise ValueError(f'`on_nonfinite` must be "raise" or "skip". Received: {on_nonfinite!r}.')
-    if getattr(learner, "optimizer", None) is None:
-        raise ValueError("The learner must be compiled. Call learner.compile(optimizer=...) before mg.train.")
-    if not isinstance(tasks, tf.data.Dataset) and not callable(tasks):
-        raise ValueError(
-            "`tasks` must be a tf.data.Dataset, or a function of the first batch's number that returns one. "
-            f"Received: {type(tasks).__name__}."
-        )
-    every = 1 if checkpoint_steps is None else checkpoint_steps
-    for name, value in (("steps", steps), ("epoch_steps", epoch_steps), ("checkpoint_steps", every)):
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
-    window = profile_steps if isinstance(profile_steps, tuple | list) and len(profile_steps) == 2 else (0, 0)
-    if profile_steps is not None and (directory is None or not 0 < window[0] <= window[1]):
-        raise ValueError(
-            "`profile_steps` must be (first, last) with 0 < first <= last, and needs a `directory`. "
-            f"Received: profile_steps={profile_steps!r}, directory={directory!r}."
-        )
-
-
-def _checked_schedule(learner: MetaLearner, schedule: Mapping[int, Estimator] | None) -> dict[int, Estimator]:
-    for start, estimator in (schedule or {}).items():
-        if not isinstance(start, numbers.Integral) or start < 0:
-            raise ValueError(f"`schedule` must map steps, from 0 on, to estimators. Received the step: {start!r}.")
-        learner.check_estimator(estimator)
-    return dict(schedule or {})
-
-
-def _stream(tasks: TaskStream, start: int, steps: int) -> Iterator[Task]:
-    dataset = tasks(start) if callable(tasks) else tasks.skip(start)
-    return iter(dataset.take(max(steps - start, 0)))
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):
