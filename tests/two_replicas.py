@@ -47,8 +47,9 @@ def updated(strategy, estimator, inner, optimizer, updates=2, **options) -> np.n
     learner.compile(made, metrics=["mae"])  # it enters the scope itself
     tasks, seen = learner.check_tasks(make_tasks()), []
     for seed in range(updates):
-        losses, metrics, *_ = learner.update(tasks, tf.constant(seed, tf.int64))
-        seen += [*losses.numpy(), metrics["mae"].numpy()]
+        done = learner.update(tasks, tf.constant(seed, tf.int64), full=True)
+        seen += [*done.losses.numpy(), done.metrics["mae"].numpy(), *np.ravel(done.predictions)]
+        seen += [x for gradient in done.gradients for x in np.ravel(gradient)]
     values = [*learner.meta_variables, *learner.step_statistics, *learner.optimizer.variables]
     return np.concatenate([seen, *(np.ravel(v.numpy()).astype("float64") for v in values)])
 
