@@ -51,7 +51,7 @@ $(VENV)/.packages: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit("Found Python %d.%d (" % v + sys.executable + "), but tf_metagrad needs Python 3.10-3.13: set PYTHON=... to one, as in: make test PYTHON=python3.12")'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "'$(PYTHON)' cannot make virtual environments: its venv module is missing (on Debian or Ubuntu: apt install python3-venv)." >&2; exit 1; }
-	@echo "[1/2] Making $(VENV) and installing TensorFlow and the other pinned packages: about 2 minutes, 2.6 GB of disk."
+	@echo "[1/2] Making $(VENV) and installing TensorFlow and the other pinned packages: about 2 minutes, 2.8 GB of disk."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install -c requirements.txt setuptools wheel
 	@$(PIP) install --no-build-isolation -r requirements.txt

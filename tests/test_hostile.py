@@ -175,7 +175,8 @@ def script():
 NAMES = (
     "task ways shots queries filters pool meta_batch seed adapt inner_steps inner_learning_rate inner proximal_weight "
     "inner_tolerance learn normalization execution jit_compile estimator schedule steps meta_optimizer "
-    "meta_learning_rate clipnorm cosine_decay epoch_steps validation_tasks evaluation_tasks profile_steps verbose"
+    "meta_learning_rate clipnorm cosine_decay epoch_steps validation_tasks evaluation_tasks profile_steps verbose "
+    "log_steps reference_estimator"
 ).split()
 TOKENS = (
     "0 1 2 -1 5 1e9 nan inf -inf 1e-400 99999999999999999999 true none mnist1d sinusoid adam proximal momentum weight "

@@ -14,9 +14,9 @@ ORDER = [
     "_linear_solve", "inner", "_inner_loop", "_problem", "_runner",
     "estimators", "_checks", "_batches", "_task_model", "_diagnostics", "_distribution", "evaluation", "_shared_update",
     "_meta_update", "learner",
-    "_checkpoints", "_epochs", "_run_checks", "training",
+    "_checkpoints", "_memory", "_tensorboard", "_epochs", "_run_checks", "training",
     "_request_checks", "_signatures", "_model_card", "_folders", "export",
-    "_memory", "_measure", "_table", "comparison", "recommendation",
+    "_measure", "_table", "comparison", "recommendation",
 ]  # fmt: skip
 FREE = {"bounds", "data", "models", "optimizers"}  # these import no part of the library but _types
 

@@ -93,7 +93,7 @@ def difference(functions, weights, state, x, y, direction, step=1e-5):
 
     def gradient(t):
         moved = [w + t * d for w, d in zip(weights, direction, strict=True)]
-        return ravel(functions.gradient(moved, state, x, y, tuple(range(len(weights))))[3])
+        return ravel(functions.support_gradient(moved, state, x, y, tuple(range(len(weights))))[3])
 
     return (gradient(step) - gradient(-step)) / (2 * step)
 

@@ -123,6 +123,8 @@ def test_a_run_interrupted_by_ctrl_c_goes_on_and_ends_as_an_undisturbed_one(scri
         (["--profile_steps=9,2"], "Received: '9,2'."),
         (["--profile_steps=a,b"], "Received: 'a,b'."),
         (["--profile_steps="], "Received: ''."),
+        (["--log_steps=0"], "--log_steps=0"),
+        (["--reference_estimator=MAML"], "--reference_estimator is compared on the steps that --log_steps chooses."),
         (["--filters=32"], "--filters means nothing to --task=mnist1d. Leave it out"),
         (["--task=sinusoid", "--ways=3"], "--ways means nothing to --task=sinusoid"),
         (

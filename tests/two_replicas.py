@@ -32,7 +32,9 @@ def make_tasks(count: int = 4) -> mg.Task:
     return mg.Task(xs, ys, xq, yq)
 
 
-def updated(strategy, estimator, inner, optimizer, tasks=None, on_nonfinite="raise", **options) -> np.ndarray:
+def updated(
+    strategy, estimator, inner, optimizer, updates=2, tasks=None, on_nonfinite="raise", **options
+) -> np.ndarray:
     """Return all that an update changes, as one vector."""
     keras.utils.set_random_seed(0)
     with strategy.scope():
@@ -46,9 +48,11 @@ def updated(strategy, estimator, inner, optimizer, tasks=None, on_nonfinite="rai
         made = optimizer()
     learner.compile(made, metrics=["mae"])  # it enters the scope itself
     tasks, seen = learner.check_tasks(tasks or make_tasks()), []
-    for seed in range(2):
-        losses, metrics, *_ = learner.update(tasks, tf.constant(seed, tf.int64), on_nonfinite)
-        seen += [*losses.numpy(), metrics["mae"].numpy()]
+    for seed in range(updates):
+        done = learner.update(tasks, tf.constant(seed, tf.int64), on_nonfinite, full=True)
+        seen += [*done.losses.numpy(), done.metrics["mae"].numpy()]
+        seen += [x for gradient in done.gradients for x in np.ravel(gradient)]
+        seen += [] if done.skipped else [*np.ravel(done.predictions)]
     values = [*learner.meta_variables, *learner.step_statistics, *learner.optimizer.variables]
     return np.concatenate([seen, *(np.ravel(v.numpy()).astype("float64") for v in values)])
 

@@ -11,6 +11,7 @@ from absl import logging
 
 from tf_metagrad import _diagnostics
 from tf_metagrad._checkpoints import Checkpoints
+from tf_metagrad._tensorboard import StepScalars
 from tf_metagrad._types import Task
 from tf_metagrad.learner import MetaLearner
 
@@ -36,6 +37,7 @@ class Epochs:
     on_nonfinite: str
     preempted: Callable[[], bool]
     seed: int
+    scalars: StepScalars | None = None
 
     def run(self) -> dict[str, float]:
         """Run all epochs that are left; return the logs of the last."""
@@ -82,12 +84,17 @@ class Epochs:
             step = self.done
             self.swap(step)
             self.callbacks.on_train_batch_begin(step - progress.start)
+            if self.scalars:
+                self.scalars.start(step)
             where = f" at step {step} with {self.learner.estimator}, seed {self.seed + step}"
             batch, seed = (
                 next_batch(self.stream, step, self.learner.check_tasks),
                 tf.constant(self.seed + step, tf.int64),
             )
-            updated = self.learner.update(batch, seed, self.on_nonfinite, where)
+            with tf.profiler.experimental.Trace("meta_update", step_num=step, _r=1):  # a profile's mark of a step
+                updated = self.learner.update(batch, seed, self.on_nonfinite, where, full=self.scalars is not None)
+            if self.scalars:
+                self.scalars.finish(batch, seed, updated)
             self.done += 1
             _diagnostics.raise_or_log(updated.skipped, self.on_nonfinite)
             warned = warned or self._warn(updated.diagnostics, step)

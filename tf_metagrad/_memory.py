@@ -18,7 +18,9 @@ import contextlib
 import ctypes
 import os
 import pathlib
+import resource
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -36,6 +38,15 @@ MIB = 2**20
 def source(device: str) -> str | None:
     """Return what figures for the device, such as `"GPU:0"`, are made of: see the module; None where there are none."""
     return " + ".join(_parts(device)) or None
+
+
+def peak_so_far_mib() -> float:
+    """Return the largest memory in MiB since the process began: of the fullest GPU; without any, what was resident."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus:
+        return max(tf.config.experimental.get_memory_info(f"GPU:{i}")["peak"] for i in range(len(gpus))) / MIB
+    unit = 1 if sys.platform == "darwin" else 1024  # what getrusage counts in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
 def peak_mib(call: Callable[[], Any], device: str, repeats: int = 1) -> float | None:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,12 +25,16 @@ class Updated(NamedTuple):
         metrics: running values of the compiled metrics.
         diagnostics: see `MetaGradient`.
         skipped: a sentence for each task that was kept out, by its number in the batch.
+        gradients: what the optimizer was given; empty unless asked for.
+        predictions: `[tasks, query, ...]` after adaptation; None unless asked for.
     """
 
     losses: tf.Tensor
     metrics: dict[str, tf.Tensor]
     diagnostics: dict[str, tf.Tensor]
     skipped: dict[int, str]
+    gradients: Sequence[tf.Tensor] = ()
+    predictions: Any = None
 
 
 class MetaUpdate:
@@ -38,7 +43,7 @@ class MetaUpdate:
     def __init__(self, learner: Any):
         """Store the learner."""
         self.learner, self.has_metrics, self._built_metrics = learner, False, False
-        self._updates: dict[Callable, Callable] = {}
+        self._updates: dict[tuple[Callable, bool], Callable] = {}
         self._example = None
 
     # The gradient ------------------------------------------------------------------------------------------------
@@ -75,7 +80,9 @@ class MetaUpdate:
 
     # The update --------------------------------------------------------------------------------------------------
 
-    def run(self, tasks: Task, seed: tf.Tensor, on_nonfinite: str = "raise", where: str = "") -> Updated:
+    def run(
+        self, tasks: Task, seed: tf.Tensor, on_nonfinite: str = "raise", where: str = "", full: bool = False
+    ) -> Updated:
         """Apply one compiled meta-update, to the tasks that are finite or not at all.
 
         Args:
@@ -84,29 +91,35 @@ class MetaUpdate:
             on_nonfinite: `"raise"` a `FloatingPointError` that names a task whose loss, weights or gradient is not
                 finite, or `"skip"` such tasks: the mean is that of the others, and nothing changes where none is left.
             where: words for the message.
+            full: whether gradients and predictions are wanted, too.
         """
-        done = self._attempt(tasks, seed)
+        done = self._attempt(full, tasks, seed)
         if done.sound:
-            return Updated(done.losses, done.metrics, done.diagnostics, {})
+            return Updated(done.losses, done.metrics, done.diagnostics, {}, done.gradients, done.predictions)
         tasks_in_all, failed = range(done.losses.shape[0]), done.diagnostics["inner_failed_step"]
         faults = _diagnostics.faults(done.losses, failed, self.learner.inner, where, self.learner.estimator)
         if on_nonfinite == "raise":
             self._raise(faults or self._gradient_faults(tasks, seed, tasks_in_all, where), where)
-        return self._skip(done, faults, tasks, seed, where)
+        return self._skip(done, faults, tasks, seed, where, full)
 
-    def _skip(self, done: Attempt, faults: dict[int, str], tasks: Task, seed: tf.Tensor, where: str) -> Updated:
+    def _skip(
+        self, done: Attempt, faults: dict[int, str], tasks: Task, seed: tf.Tensor, where: str, full: bool
+    ) -> Updated:
         """Apply the update without the tasks of `faults`, and without those whose gradient only is at fault."""
         numbers, searched = range(done.losses.shape[0]), False
         while len(faults) < len(numbers):
-            if faults and (done := self._attempt(*_without(tasks, seed, faults))).sound:
+            if faults and (done := self._attempt(full, *_without(tasks, seed, faults))).sound:
                 break
             if searched:
                 self._raise({}, where)
             searched = True
             faults |= self._gradient_faults(tasks, seed, [task for task in numbers if task not in faults], where)
         kept = np.array([task not in faults for task in numbers])
-        losses, found = tf.nest.map_structure(lambda t: tf.boolean_mask(t, kept), (done.losses, done.diagnostics))
-        return Updated(losses, done.metrics, found, dict(sorted(faults.items())))
+        by_task = (done.losses, done.diagnostics, done.predictions)
+        losses, found, predictions = tf.nest.map_structure(
+            lambda t: None if t is None else tf.boolean_mask(t, kept), by_task
+        )
+        return Updated(losses, done.metrics, found, dict(sorted(faults.items())), done.gradients, predictions)
 
     def _gradient_faults(self, tasks: Task, seed: tf.Tensor, among: Any, where: str) -> dict[int, str]:
         """Return a sentence for each of these tasks whose own gradient is not finite: one pass for each."""
@@ -142,15 +155,16 @@ class MetaUpdate:
             self._example = self.learner.snapshot()
         return self._example
 
-    def _attempt(self, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
+    def _attempt(self, full: bool, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
         gradient = self._traced(self.learner.estimator, tasks, seed, *shares)
         several = Replicas(self.learner.distribute_strategy).count > 1
-        if gradient not in self._updates:
-            function = SharedUpdate(self, gradient) if several else functools.partial(self._apply, gradient)
-            self._updates[gradient] = function if several else tf.function(function, autograph=False)
-        return self._updates[gradient](tasks, seed, *shares)
+        if (gradient, full) not in self._updates:
+            plain = functools.partial(self._apply, gradient, full)
+            function = SharedUpdate(self, gradient) if several else tf.function(plain, autograph=False)
+            self._updates[gradient, full] = function
+        return self._updates[gradient, full](tasks, seed, *shares)
 
-    def _apply(self, gradient: Callable, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
+    def _apply(self, gradient: Callable, full: bool, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
         estimate, finite = gradient(tasks, seed, tf.constant(0), self.learner.snapshot(), *shares)
         gradients, losses, predictions, diagnostics, statistics = estimate
         good = tf.math.is_finite(losses) & (diagnostics["inner_failed_step"] < 0)
@@ -164,7 +178,7 @@ class MetaUpdate:
             return True
 
         tf.cond(sound, commit, lambda: False)
-        return Attempt(losses, self.metrics(), diagnostics, sound)
+        return Attempt(losses, self.metrics(), diagnostics, sound, *((gradients, predictions) if full else ()))
 
     def commit(self, gradients: Sequence[tf.Tensor], statistics: Sequence[tf.Tensor]) -> None:
         """Apply the optimizer, and store the averages of each step."""
@@ -186,6 +200,13 @@ class MetaUpdate:
         if not self.has_metrics:
             return {}
         return {name: value for name, value in self.learner.get_metrics_result().items() if name != "loss"}
+
+    def metrics_alone(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
+        """Return the compiled metrics of these targets and predictions; the running values stay as they are."""
+        with keras.StatelessScope():
+            self.learner.reset_metrics()
+            self.count_metrics(y_true, y_pred)
+            return self.metrics()
 
     def _build_metrics(self, tasks: Task, predictions: Any) -> None:
         """Let Keras make its metric variables, which it does at the first call, outside of the compiled step."""

@@ -138,7 +138,7 @@ class Problem:
         """Return `(gradient, new_state, loss)` on the support set, for the adapting or only for the shared weights."""
         wrt = tuple(self.shared if shared_only else self.functions.adapting)
         x, y = self.task.support_x, self.task.support_y
-        loss, state, _, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
+        loss, state, _, gradient = self.functions.support_gradient(self._full(phi), state, x, y, wrt)
         return gradient, state, loss
 
     def inner_gradient(self, phi: Params, state: Params, perturbation: tf.Tensor | None = None):
@@ -160,14 +160,13 @@ class Problem:
     def query(self, phi: Params, state: Params, wrt: tuple[int, ...] | None = None) -> Query:
         """Return loss, predictions and gradient g^K of the query loss, for all weights or those listed in `wrt`."""
         wrt = tuple(range(len(self.theta))) if wrt is None else wrt
-        x, y = self.task.query_x, self.task.query_y
-        loss, state, predictions, gradient = self.functions.gradient(self._full(phi), state, x, y, wrt)
+        loss, state, predictions, gradient = self.functions.query_gradient(self._full(phi), state, *self.task[2:], wrt)
         return Query(loss, predictions, gradient, state)
 
     def query_loss(self, phi: Params, state: Params, training: bool = True):
         """Return a `Query` without gradient; with `training=False`, as a served model predicts."""
-        x, y = self.task.query_x, self.task.query_y
-        _, (loss, state, predictions) = self.functions.loss(self._full(phi), state, x, y, training)
+        with tf.name_scope("query_loss"):
+            _, (loss, state, predictions) = self.functions.loss(self._full(phi), state, *self.task[2:], training)
         return Query(loss, predictions, [], state)
 
     def hessian_product(self, phi: Params, state: Params, vector: Params):

@@ -37,21 +37,12 @@ def check_run(learner: Any, tasks: Any, directory: Any, callbacks: Any, preempte
         raise ValueError(f"`preempted` must be a function without arguments. Received: {preempted!r}.")
 
 
-def check_counts(checkpoint_steps: Any, profile_steps: Any, directory: Any, **counts: Any) -> None:
-    """Raise unless the counts are whole numbers of at least 1, and a profile has its two steps and a folder."""
+def check_counts(checkpoint_steps: Any, **counts: Any) -> None:
+    """Raise unless the counts are whole numbers of at least 1."""
     if checkpoint_steps is not None:
         counts["checkpoint_steps"] = checkpoint_steps
     for name, value in counts.items():
         check_count(name, value)
-    if profile_steps is None:
-        return
-    window = profile_steps if isinstance(profile_steps, tuple | list) and len(profile_steps) == 2 else (0, 0)
-    whole = all(isinstance(step, numbers.Integral) for step in window)
-    if directory is None or not whole or not 0 < window[0] <= window[1]:
-        raise ValueError(
-            "`profile_steps` must be (first, last) with 0 < first <= last, and needs a `directory`. "
-            f"Received: profile_steps={profile_steps!r}, directory={directory!r}."
-        )
 
 
 def checked_schedule(learner: MetaLearner, schedule: Any) -> dict[int, Estimator]:

@@ -1,6 +1,6 @@
 """A meta-update whose tasks are shared out over the replicas of a strategy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -11,12 +11,14 @@ from tf_metagrad._types import Task
 
 
 class Attempt(NamedTuple):
-    """A compiled update; `sound` says whether it was applied."""
+    """A compiled update; `sound` says whether it was applied. The last two may be left out, see `Updated`."""
 
     losses: tf.Tensor
     metrics: dict[str, tf.Tensor]
     diagnostics: dict[str, tf.Tensor]
     sound: tf.Tensor
+    gradients: Sequence[tf.Tensor] = ()
+    predictions: Any = None
 
 
 class SharedUpdate:
@@ -39,7 +41,8 @@ class SharedUpdate:
         if sound:
             self._commit(means)
             self.update.count_metrics(*judged(tasks.query_y, predictions, *shares))
-        return Attempt(losses, self.update.metrics(), diagnostics, sound)
+        gradients = first[: len(self.update.learner.meta_variables)]
+        return Attempt(losses, self.update.metrics(), diagnostics, sound, gradients, predictions)
 
     def _estimate(self, parts: Any, seed: tf.Tensor):
         def replica(part, shard):

@@ -1,5 +1,9 @@
-"""Gradient and HVP of a task's loss, each traced once however often it is called."""
+"""Gradients and HVP of a task's loss, each traced once however often it is called.
 
+Each names its operations by a scope of its own, for profiles: a scope around the call does not reach them.
+"""
+
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -22,7 +26,8 @@ class TaskFunctions:
         self.model, self.adapting = model, adapting
         self.hvp = HessianVectorProduct()
         options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
-        self.gradient = tf.function(self._gradient, **options)
+        self.support_gradient = tf.function(functools.partial(self._gradient, "support_gradient"), **options)
+        self.query_gradient = tf.function(functools.partial(self._gradient, "query_gradient"), **options)
         self.curvature = tf.function(self._curvature, **options)
 
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
@@ -35,14 +40,16 @@ class TaskFunctions:
         )
         return tf.reduce_sum(losses), (losses, state, predictions)
 
-    def _gradient(self, weights, state, x, y, wrt):
-        _, (loss, state, predictions), gradient = value_and_gradient(
-            lambda w: self.loss(w, state, x, y, training=True), weights, wrt
-        )
+    def _gradient(self, scope, weights, state, x, y, wrt):
+        with tf.name_scope(scope):
+            _, (loss, state, predictions), gradient = value_and_gradient(
+                lambda w: self.loss(w, state, x, y, training=True), weights, wrt
+            )
         return loss, state, predictions, gradient
 
     def _curvature(self, weights, state, x, y, vector):
-        gradient, product, (loss, state, _) = self.hvp(
-            lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector
-        )
+        with tf.name_scope("hvp"):
+            gradient, product, (loss, state, _) = self.hvp(
+                lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector
+            )
         return gradient, product, state, loss

@@ -197,9 +197,9 @@ class MetaLearner(TaskModel):
             self._cache.functions[kind, key] = _execution.Compiled(function, self.execution.jit_compile)
         return self._cache.functions[kind, key]
 
-    def update(self, tasks: Task, seed: tf.Tensor, on_nonfinite: str = "raise", where: str = "") -> Updated:
+    def update(self, tasks: Task, seed: tf.Tensor, *args: Any, **options: Any) -> Updated:
         """Apply one compiled meta-update; see `MetaUpdate.run`."""
-        return self._meta_update.run(tasks, seed, on_nonfinite, where)
+        return self._meta_update.run(tasks, seed, *args, **options)
 
     def prepare(self, tasks: Task, estimators: Sequence[Estimator]) -> None:
         """Trace what meta-updates on such tasks run, with each of the estimators; nothing is changed."""
@@ -326,6 +326,10 @@ class MetaLearner(TaskModel):
         self.reset_metrics()
         self._meta_update.count_metrics(y_true, y_pred)
         return self._meta_update.metrics()
+
+    def metrics_alone(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
+        """Do what `metrics_of` does; the running values stay as they are."""
+        return self._meta_update.metrics_alone(y_true, y_pred)
 
     def running_metrics(self) -> dict[str, tf.Tensor]:
         """Return the present values of the compiled metrics."""

@@ -5,15 +5,15 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_metagrad._checkpoints import Checkpoints, writing
+from tf_metagrad._checkpoints import Checkpoints
 from tf_metagrad._checks import as_seed
 from tf_metagrad._epochs import Epochs, Preempted, next_batch
 from tf_metagrad._run_checks import check_counts, check_run, check_validation, checked_schedule, checked_stream
+from tf_metagrad._tensorboard import StepScalars, TensorBoard, check_shown
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.learner import MetaLearner
@@ -36,6 +36,8 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     directory: str | os.PathLike | None = None,
     profile_steps: tuple[int, int] | None = None,
+    log_steps: int | None = None,
+    reference_estimator: Estimator | None = None,
     keep: int = 3,
     on_nonfinite: str = "raise",
     preempted: Callable[[], bool] = lambda: False,
@@ -64,6 +66,9 @@ def train(
         directory: where checkpoints (`checkpoints/`) and TensorBoard scalars (`logs/`) go; None writes nothing.
         profile_steps: first and last step of a TensorBoard profile, the first step of this call being 1; needs a
             `directory`.
+        log_steps: meta-updates between per-step scalars in TensorBoard (time, memory, gradient norm, query loss and
+            metrics before and after adaptation); None writes none. They change no number of the run.
+        reference_estimator: the scalars also hold the cosine of the meta-gradient to this estimator's.
         keep: number of checkpoints kept.
         on_nonfinite: what becomes of a task whose loss, adapted weights or gradient is not finite: `"raise"` an error
             that names it, before anything is changed, or `"skip"` it: it is named in the log, counted as
@@ -94,16 +99,15 @@ def train(
         2
     """
     check_run(learner, tasks, directory, callbacks, preempted, on_nonfinite)
-    check_counts(
-        checkpoint_steps, profile_steps, directory,
-        steps=steps, epoch_steps=epoch_steps, validation_count=validation_count, keep=keep,
-    )  # fmt: skip
+    check_counts(checkpoint_steps, steps=steps, epoch_steps=epoch_steps, validation_count=validation_count, keep=keep)
+    check_shown(learner, directory, profile_steps, log_steps, reference_estimator)
     seed, schedule = int(as_seed(seed)), checked_schedule(learner, schedule)
     checkpoints = Checkpoints(learner, directory, keep)
     stream = _prepare(learner, tasks, checkpoints, steps, schedule)
     if validation is not None:
         check_validation(learner, validation, validation_count)
-    logs_to = [] if directory is None else [_tensorboard(directory, profile_steps)]
+    scalars = StepScalars(learner, directory, log_steps, reference_estimator) if log_steps else None
+    logs_to = [] if directory is None else [TensorBoard(directory, profile_steps)]
     callbacks = keras.callbacks.CallbackList(
         [*callbacks, *logs_to], add_history=True, add_progbar=verbose != 0, model=learner,
         verbose=verbose, epochs=math.ceil(steps / epoch_steps), steps=epoch_steps,
@@ -113,7 +117,7 @@ def train(
     with _swapping(learner, schedule) as swap:
         epochs = Epochs(
             learner, checkpoints, stream, swap, callbacks, steps, epoch_steps, checkpoint_steps, validation,
-            validation_count, on_nonfinite, preempted, seed,
+            validation_count, on_nonfinite, preempted, seed, scalars,
         )  # fmt: skip
         logs = epochs.run()
     callbacks.on_train_end(logs)
@@ -152,26 +156,3 @@ def _swapping(learner: MetaLearner, schedule: Mapping[int, Estimator]) -> Iterat
     finally:
         if schedule:
             learner.estimator = own
-
-
-class _TensorBoard(keras.callbacks.TensorBoard):
-    """Keras' callback; a file that cannot be written ends the run in a sentence."""
-
-    def _writing(self):
-        return writing(f"The TensorBoard scalars in {self.log_dir!r}", "Make room; the last checkpoint is intact.")
-
-    def on_train_begin(self, logs=None):
-        with self._writing():
-            super().on_train_begin(logs)
-
-    def on_epoch_end(self, epoch, logs=None):
-        with self._writing():
-            super().on_epoch_end(epoch, logs)
-
-    def on_train_end(self, logs=None):
-        with self._writing():
-            super().on_train_end(logs)
-
-
-def _tensorboard(directory: Any, profile_steps: tuple[int, int] | None) -> keras.callbacks.Callback:
-    return _TensorBoard(os.path.join(directory, "logs"), write_graph=False, profile_batch=profile_steps or 0)

@@ -127,6 +127,8 @@ def train(
         callbacks=[history],
         directory=output,
         profile_steps=options["profile_steps"],
+        log_steps=options["log_steps"],
+        reference_estimator=options["reference_estimator"] and mg.estimators.parse(options["reference_estimator"]),
         on_nonfinite=settings["on_nonfinite"],
         preempted=preempted,
         seed=settings["seed"],

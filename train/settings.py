@@ -125,6 +125,13 @@ flags.DEFINE_integer("evaluation_tasks", 600, "Unseen tasks of the final evaluat
 
 flags.DEFINE_integer("checkpoint_steps", None, "Meta-updates between checkpoints within an epoch.", 1, module_name=RUN)
 flags.DEFINE_list("profile_steps", None, "First and last step of a TensorBoard profile, as 20,25.", module_name=RUN)
+flags.DEFINE_integer(
+    "log_steps", None, "Meta-updates between per-step scalars in TensorBoard; none if left out.", 1, module_name=RUN
+)
+flags.DEFINE_string(
+    "reference_estimator", None, "Estimator whose cosine to the meta-gradient is one of these scalars, such as MAML.",
+    module_name=RUN,
+)  # fmt: skip
 flags.DEFINE_integer("verbose", 1, "1: progress bar, 2: a line for each epoch, 0: results only.", 0, 2, module_name=RUN)
 
 flags.DEFINE_string(
@@ -156,6 +163,8 @@ def read() -> tuple[Settings, Settings]:
     options["command"] = _command()
     settings = {name: value for group in values.values() for name, value in group.items()}
     options["profile_steps"] = _window(options["profile_steps"])
+    if options["reference_estimator"] is not None and options["log_steps"] is None:
+        raise ValueError("--reference_estimator is compared on the steps that --log_steps chooses. Give both.")
     defaults = DEFAULTS[settings["task"]]
     for name in set().union(*DEFAULTS.values()) - defaults.keys():
         if settings.pop(name) is not None:

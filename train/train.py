@@ -13,6 +13,7 @@ after every inner step), checkpoints/, logs/ (TensorBoard) and saved_model/. The
 from the last checkpoint, whatever ended the run before, and ends with the same numbers; another configuration is
 refused. SIGTERM writes a checkpoint at once (exit status 143).
 A flag left out takes the default of its task, given in brackets: [mnist1d, sinusoid, omniglot, mini_imagenet].
+--log_steps and --profile_steps show in TensorBoard what a step costs and does: docs/profiling.md.
 TF_CPP_MIN_LOG_LEVEL=0 in the environment shows what TensorFlow has to say.
 """
 

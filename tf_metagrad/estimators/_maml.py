@@ -38,7 +38,8 @@ def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate
         tape.watch([problem.theta, problem.learned])
         at, total = _inner_loop.start(problem), 0.0
         for step in range(problem.steps):
-            at, _, _ = _inner_loop.step_from(problem, at, tf.constant(step))
+            with tf.name_scope("inner_step"):
+                at, _, _ = _inner_loop.step_from(problem, at, tf.constant(step))
             if step_weights and step_weights[step]:
                 total += step_weights[step] * problem.query_loss(at.phi, at.state).loss
         query = problem.query_loss(at.phi, at.state)
