@@ -147,6 +147,9 @@ class MetaLearner(keras.Model):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
             self.optimizer.build(self.meta_variables)
+        self._loss_tracker = (
+            None  # a run counts its losses itself; a tracker is summed over the workers when it is read
+        )
         reduce_before_clipping(self.optimizer, self.distribute_strategy)
         self._meta_update.has_metrics = bool(metrics)
 

@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad._checkpoints import Checkpoints, writing
+from tf_metagrad._cluster import Workers
 from tf_metagrad._epochs import Epochs, Preempted, next_batch
 from tf_metagrad._meta_update import ON_NONFINITE
 from tf_metagrad._types import Task
@@ -70,7 +71,8 @@ def train(
             `skipped_tasks` (`val_skipped_tasks`), and kept out of gradient, loss and metrics. Where it is the last of
             its batch, the step changes nothing.
         preempted: asked after every step, and before every batch of the validation; where it returns True, a
-            checkpoint is written at once, in the middle of the epoch, and `Preempted` is raised.
+            checkpoint is written at once, in the middle of the epoch, and `Preempted` is raised. Of several workers all
+            stop where one of them is asked to.
         seed: see above.
         verbose: 1 shows a progress bar, 2 a line for each epoch, 0 nothing.
 
@@ -83,6 +85,7 @@ def train(
             the first step.
         FloatingPointError: a task diverged, or the weights are not finite; the last checkpoint is intact.
         OSError: the `directory` cannot be written, or is full; the last checkpoint is intact.
+        ConnectionError: another worker was lost; the last checkpoint is intact.
         Preempted: see `preempted`.
 
     Example:
@@ -94,12 +97,12 @@ def train(
         2
     """
     _check(learner, tasks, steps, epoch_steps, checkpoint_steps, profile_steps, directory, on_nonfinite)
-    schedule = _checked_schedule(learner, schedule)
+    schedule, workers = _checked_schedule(learner, schedule), Workers(learner.distribute_strategy)
     checkpoints = Checkpoints(learner, directory, keep)
     stream = _prepare(learner, tasks, checkpoints, steps, schedule)
     if validation is not None:
         _check_validation(learner, validation, validation_count)
-    logs_to = [] if directory is None else [_tensorboard(directory, profile_steps)]
+    logs_to = [] if directory is None or not workers.is_chief else [_tensorboard(directory, profile_steps)]
     callbacks = keras.callbacks.CallbackList(
         [*callbacks, *logs_to], add_history=True, add_progbar=verbose != 0, model=learner,
         verbose=verbose, epochs=math.ceil(steps / epoch_steps), steps=epoch_steps,
@@ -109,7 +112,7 @@ def train(
     with _swapping(learner, schedule) as swap:
         epochs = Epochs(
             learner, checkpoints, stream, swap, callbacks, steps, epoch_steps, checkpoint_steps, validation,
-            validation_count, on_nonfinite, preempted, seed,
+            validation_count, on_nonfinite, lambda: any(workers.gather(int(preempted()))), seed,
         )  # fmt: skip
         logs = epochs.run()
     callbacks.on_train_end(logs)
