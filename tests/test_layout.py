@@ -13,7 +13,8 @@ ORDER = [
     "_versions", "_types", "_tree", "_second_order", "_vectorize", "_hvp", "_model", "_execution", "_task_functions",
     "_linear_solve", "inner", "_inner_loop", "_problem", "_runner",
     "estimators", "_checks", "_diagnostics", "_cluster", "_distribution", "evaluation", "_shared_update",
-    "_meta_update", "learner", "_checkpoints", "_epochs", "training", "_request_checks", "_signatures", "_model_card", "export",
+    "_meta_update", "learner", "_checkpoints", "_epochs", "training",
+    "_request_checks", "_signatures", "_model_card", "export",
     "_memory", "_measure", "_table", "comparison", "recommendation",
 ]  # fmt: skip
 FREE = {"bounds", "data", "models", "optimizers"}  # these import no part of the library but _types

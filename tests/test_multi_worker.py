@@ -134,12 +134,12 @@ def test_workers_with_other_flags_or_other_folders_are_refused(pair, tmp_path):
     for number, run in enumerate(pair):
         run.start(*FLAGS, f"--output={tmp_path / 'run'}", f"--seed={number}")
     assert [run.wait() for run in pair] == [1, 1]
-    assert all("were started with different flags" in sentence for sentence in said(pair))
+    assert all("must be started with the same flags" in sentence for sentence in said(pair))
     finish(pair, tmp_path / "run", "--steps=4")
     for number, run in enumerate(pair):
         run.start(*FLAGS, f"--output={tmp_path / ('run' if number == 0 else 'elsewhere')}", "--steps=4")
     assert [run.wait() for run in pair] == [1, 1]
-    assert all("found those of the steps [4, 0]" in sentence for sentence in said(pair))
+    assert all("found those of the steps [4, 0]" in sentence for sentence in said(pair)), said(pair)
 
 
 # TF_CONFIG ------------------------------------------------------------------------------------------------------------
@@ -151,7 +151,8 @@ TWO = {"worker": ["a:1", "b:2"]}
     "config",
     [
         None, "", "{", "[]", "3", {}, {"cluster": TWO}, {"cluster": TWO, "task": {"type": "worker", "index": 2}},
-        {"cluster": TWO, "task": {"type": "worker", "index": "0"}}, {"cluster": TWO, "task": {"type": "chief", "index": 0}},
+        {"cluster": TWO, "task": {"type": "worker", "index": "0"}},
+        {"cluster": TWO, "task": {"type": "chief", "index": 0}},
         {"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}},
         {"cluster": {"worker": ["a", "b:1"]}, "task": {"type": "worker", "index": 0}},
         {"cluster": {"worker": [1, 2]}, "task": {"type": "worker", "index": 0}},

@@ -91,7 +91,11 @@ class Checkpoints:
         last = self._manager.latest_checkpoint if self._manager else tf.train.latest_checkpoint(self.folder)
         if last:
             self._restore(last)
-        _check_same(workers.gather(self.step), directory)
+        workers.agree(
+            self.step,
+            f"Every worker must find the same checkpoint in `directory`. Received: {os.fspath(directory)!r}, where the "
+            "workers found those of the steps {}. Give one on storage that all share.",
+        )
 
     def _open(self, keep: int) -> None:
         """Make the folder, or clean it up."""
@@ -145,14 +149,6 @@ class Checkpoints:
         """Remove what a run was about to write when it was killed, or the disk was full."""
         for path in tf.io.gfile.glob(os.path.join(self.folder, "*_temp*")):
             tf.io.gfile.rmtree(path)
-
-
-def _check_same(steps: list[int], directory: Any) -> None:
-    if len(set(steps)) > 1:
-        raise ValueError(
-            f"Every worker must find the same checkpoint in `directory`. Received: {os.fspath(directory)!r}, where "
-            f"workers 0 to {len(steps) - 1} found those of the steps {steps}. Give one on storage that all share."
-        )
 
 
 @contextlib.contextmanager

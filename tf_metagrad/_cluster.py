@@ -118,3 +118,20 @@ class Workers:
         with lost_worker():
             row = tf.one_hot(self.index, self.count, number, 0, dtype=tf.int64)
             return [int(n) for n in self._sum(row).numpy()]
+
+    def agree(self, number: int, sentence: str) -> None:
+        """Look whether all workers give the same number.
+
+        Raises:
+            ValueError: they don't; the sentence has a `{}` for their numbers.
+            ConnectionError: another worker was lost.
+        """
+        numbers = self.gather(number)
+        if len(set(numbers)) > 1:
+            self.leave()
+            raise ValueError(sentence.replace("{}", str(numbers)))
+
+    def leave(self) -> None:
+        """Wait until all workers have what the last `gather` said; one that ends at once could take it along."""
+        with contextlib.suppress(ConnectionError):
+            self.gather(0)

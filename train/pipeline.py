@@ -61,11 +61,11 @@ def make_optimizer(settings: Settings) -> keras.optimizers.Optimizer:
 def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaLearner:
     """Return the compiled learner that the settings describe, on the devices that they name."""
     strategy = mg.make_strategy(settings["distribution"])
-    digests = Workers(strategy).gather(zlib.crc32(json.dumps(settings, sort_keys=True).encode()))
-    if len(set(digests)) > 1:
-        raise ValueError(
-            "The workers were started with different flags. Give all of them the same, for they run as one."
-        )
+    Workers(strategy).agree(
+        zlib.crc32(json.dumps(settings, sort_keys=True).encode()),
+        "Every worker must be started with the same flags, for they run as one. Received: flags that differ, by the "
+        "check sums {}.",
+    )
     with lost_worker(), strategy.scope():
         return _learner(settings, estimator)
 
@@ -113,6 +113,7 @@ def run(settings: Settings, options: Settings, termination: Any) -> None:
         if workers.is_chief:
             judge(learner, settings, options, output, history)
         workers.gather(0)  # the others wait, and so fail where the chief does
+    workers.leave()
 
 
 def judge(
