@@ -43,7 +43,7 @@ def results(tmp_path, *names):
         for path, config in zip(paths, tf_configs(), strict=True)
     ]
     try:
-        said = [process.communicate(timeout=600)[1] for process in processes]
+        said = [process.communicate(timeout=1800)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
