@@ -49,10 +49,10 @@ def serve():
 class Runs:
     """The process that forks runs."""
 
-    def __init__(self, errors):
+    def __init__(self, errors, **environment):
         """Start it; `errors` is a file for what the runs say."""
         self.running = None
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | environment
         self.server = subprocess.Popen(
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             text=True,

@@ -63,8 +63,8 @@ def mirrored() -> tf.distribute.Strategy:
     return mg.make_strategy("mirrored")
 
 
-def difference(*args, **options) -> float:
-    two, one = (updated(strategy, *args, **options) for strategy in (mirrored(), tf.distribute.get_strategy()))
+def difference(**options) -> float:
+    two, one = (updated(strategy, **options) for strategy in (mirrored(), tf.distribute.get_strategy()))
     return float(np.linalg.norm(two - one) / np.linalg.norm(one))
 
 
@@ -78,25 +78,33 @@ def skipping(*args, **options) -> float:
     return float(np.linalg.norm(two - one) / np.linalg.norm(one))
 
 
-def main() -> None:
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
+def runs() -> dict[str, dict]:
+    """Return the arguments of `updated` by name: every estimator, every optimizer, learned rates, and XLA."""
     cases = [typical(kind) for kind in CASES]
-    short = {type(case.inner): case.inner for case in cases}
+    plain, learned = mg.inner.GradientDescent(3, 0.1), mg.inner.GradientDescent(3, 0.1, "per_layer_and_step")
     found = {}
     for case in cases:
-        inner = mg.inner.ProximalGradientDescent(4, 0.1) if short[type(case.inner)].proximal else case.inner
-        found[repr(case.estimator)] = difference(case.estimator, inner, lambda: keras.optimizers.SGD(0.1))
+        inner = mg.inner.ProximalGradientDescent(4, 0.1) if case.inner.proximal else case.inner
+        sgd = functools.partial(keras.optimizers.SGD, 0.1)
+        found[repr(case.estimator)] = dict(estimator=case.estimator, inner=inner, optimizer=sgd)
     for name, optimizer in OPTIMIZERS.items():
-        found[name] = difference(mg.estimators.FOMAML(), mg.inner.GradientDescent(3, 0.1), optimizer)
-    learned = mg.inner.GradientDescent(3, 0.1, "per_layer_and_step")
-    found["per_step"] = difference(
-        mg.estimators.MAML(), learned, OPTIMIZERS["sngdm"], normalization="per_step", adapt=["head"]
-    )
-    found["skip"] = skipping(mg.estimators.MAML(), learned, OPTIMIZERS["adam"], normalization="per_step")
-    found["xla"] = difference(mg.estimators.MAML(), learned, OPTIMIZERS["adam"], jit_compile=True)
-    print(json.dumps(found))
+        found[name] = dict(estimator=mg.estimators.FOMAML(), inner=plain, optimizer=optimizer)
+    found["per_step"] = dict(
+        estimator=mg.estimators.MAML(), inner=learned, optimizer=OPTIMIZERS["sngdm"], normalization="per_step",
+        adapt=["head"],
+    )  # fmt: skip
+    found["xla"] = dict(estimator=mg.estimators.MAML(), inner=learned, optimizer=OPTIMIZERS["adam"], jit_compile=True)
+    return found
+
+
+def in_float64() -> None:
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
 
 
 if __name__ == "__main__":
-    main()
+    in_float64()
+    found = {name: difference(**options) for name, options in runs().items()}
+    rates = mg.inner.GradientDescent(3, 0.1, "per_layer_and_step")
+    found["skip"] = skipping(mg.estimators.MAML(), rates, OPTIMIZERS["adam"], normalization="per_step")
+    print(json.dumps(found))

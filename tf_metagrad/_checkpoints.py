@@ -5,12 +5,14 @@ import contextlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tf_metagrad._cluster import Workers
 from tf_metagrad.learner import MetaLearner
 
 
@@ -55,7 +57,8 @@ class Progress(tf.train.experimental.PythonState):
 class Checkpoints:
     """Restores a learner from a folder's last checkpoint, and writes the next ones.
 
-    A checkpoint is whole before the file `checkpoint` names it, and none that is named is ever written again.
+    A checkpoint is whole before the file `checkpoint` names it, and none that is named is ever written again. Of
+    several workers all restore what the chief wrote.
 
     Args:
         learner: the learner.
@@ -63,13 +66,15 @@ class Checkpoints:
         keep: number of checkpoints kept.
 
     Raises:
-        ValueError: the folder has the checkpoint of another learner.
+        ValueError: the folder has the checkpoint of another learner, or not the same one for every worker.
         OSError: the folder cannot be written.
+        ConnectionError: another worker was lost.
     """
 
     def __init__(self, learner: MetaLearner, directory: Any, keep: int):
         """Restore the last checkpoint, if any; `step` and `progress` say where it is."""
-        self.progress, self.step, self._manager = Progress(), 0, None
+        self.progress, self.step, self._saved, self._manager = Progress(), 0, None, None
+        self._directory, workers = directory, Workers(learner.distribute_strategy)
         if directory is None:
             return
         self.folder = os.path.join(directory, "checkpoints")
@@ -80,6 +85,20 @@ class Checkpoints:
             step=tf.Variable(0, dtype=tf.int64),
             progress=self.progress,
         )
+        self._checkpoint.save_counter.assign(0)  # it makes the variable, at the same moment on every worker
+        if workers.is_chief:
+            self._open(keep)
+        last = self._manager.latest_checkpoint if self._manager else tf.train.latest_checkpoint(self.folder)
+        if last:
+            self._restore(last)
+        workers.agree(
+            self.step,
+            f"Every worker must find the same checkpoint in `directory`. Received: {os.fspath(directory)!r}, where the "
+            "workers found those of the steps {}. Give one on storage that all share.",
+        )
+
+    def _open(self, keep: int) -> None:
+        """Make the folder, or clean it up."""
         with writing(f"The folder {self.folder!r}", "Choose another `directory`, or make room."):
             tf.io.gfile.makedirs(self.folder)
             self._remove_partial()
@@ -87,18 +106,17 @@ class Checkpoints:
             tf.io.gfile.GFile(probe, "w").write(" " * 4096)
             tf.io.gfile.remove(probe)
         self._manager = tf.train.CheckpointManager(self._checkpoint, self.folder, max_to_keep=keep)
-        if self._manager.latest_checkpoint:
-            self._restore(directory)
 
-    def _restore(self, directory: Any) -> None:
+    def _restore(self, path: str) -> None:
         try:
-            self._checkpoint.restore(self._manager.latest_checkpoint).assert_consumed()
+            self._checkpoint.restore(path).assert_consumed()
         except (AssertionError, ValueError) as error:
             raise ValueError(
-                f"`directory` must be new or hold checkpoints of this learner. Received: {os.fspath(directory)!r}, "
-                "with those of another model, inner optimiser or meta-optimizer. Choose another `directory`."
+                "`directory` must be new or hold checkpoints of this learner. Received: "
+                f"{os.fspath(self._directory)!r}, with those of another model, inner optimiser or meta-optimizer. "
+                "Choose another `directory`."
             ) from error
-        self.step = int(self._checkpoint.step)
+        self.step = self._saved = int(self._checkpoint.step)
 
     def save(self, step: int) -> None:
         """Write the checkpoint of a step; one that is there has the same content, and stays.
@@ -106,9 +124,17 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; the one before it is intact.
         """
-        if self._manager is None or any(path.endswith(f"ckpt-{step}") for path in self._manager.checkpoints):
+        if self._directory is None or step == self._saved:
             return
         self._checkpoint.step.assign(step)
+        if self._manager is None:  # every worker reads all variables, for there are kinds that only all can read
+            with tempfile.TemporaryDirectory() as aside:
+                self._checkpoint.write(os.path.join(aside, "checkpoint"))
+        else:
+            self._write(step)
+        self._saved = step
+
+    def _write(self, step: int) -> None:
         last = self._manager.latest_checkpoint
         intact = f"{os.path.basename(last)!r}, the last one before, is intact" if last else "There is none before it"
         advice = f"{intact}; make room, then the same call goes on from there."

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_metagrad import _cluster
 from tf_metagrad._types import Task
 
-STRATEGIES = ("none", "mirrored")
+STRATEGIES = ("none", "mirrored", "multi_worker")
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
@@ -21,10 +22,14 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     Make one for a process, for several would mix up their messages.
 
     Args:
-        name: `"none"`: one device. `"mirrored"`: all GPUs of this machine, or its logical CPUs.
+        name: `"none"`: one device. `"mirrored"`: all GPUs of this machine, or its logical CPUs. `"multi_worker"`: those
+            of all the processes, on any number of hosts, that the environment variable `TF_CONFIG` names; to be made
+            before TensorFlow computes anything, and waits for the others. See docs/distribution.md.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or `TF_CONFIG` is missing or wrong.
+        RuntimeError: TensorFlow has computed before, or the port of this worker is not free.
+        ConnectionError: another worker was lost.
 
     Example:
         >>> make_strategy("none").num_replicas_in_sync
@@ -35,6 +40,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         return tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices(kind)])
+    if name == "multi_worker":
+        return _cluster.join()
     raise ValueError(f"`name` must be one of {STRATEGIES}. Received: {name!r}.")
 
 
@@ -72,10 +79,28 @@ class Replicas:
         )
         return part(0), (parts, shards)
 
-    def join(self, outputs: Any) -> Any:
-        """Return what the replicas put out, joined along the axis of tasks."""
-        local = self.strategy.experimental_local_results
-        return tf.nest.map_structure(lambda parts: tf.concat(local(parts), axis=0), outputs)
+    def join(self, outputs: Any, shard: tf.Tensor) -> Any:
+        """Return what the replicas put out, joined along the axis of tasks; to be called by a replica.
+
+        It is one sum, of zeros but for the replica's own part, so that each has the same whole in one message. Integers
+        below 2^53 are exact in it.
+        """
+        sizes = [t.shape[0] for t in tf.nest.flatten(outputs)]
+
+        def placed(t: tf.Tensor) -> tf.Tensor:
+            before, after = shard * t.shape[0], (self.count - 1 - shard) * t.shape[0]
+            return tf.pad(tf.cast(t, tf.float64), [[before, after]] + [[0, 0]] * (t.shape.rank - 1))
+
+        flat = [placed(t) for t in tf.nest.flatten(outputs)]
+        whole = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, flat)
+        shaped = [tf.ensure_shape(t, [n * self.count, *t.shape[1:]]) for t, n in zip(whole, sizes, strict=True)]
+        return tf.nest.map_structure(
+            lambda old, new: tf.cast(new, old.dtype), outputs, tf.nest.pack_sequence_as(outputs, shaped)
+        )
+
+    def first(self, outputs: Any) -> Any:
+        """Return the outputs of the first replica of this process."""
+        return tf.nest.map_structure(lambda v: self.strategy.experimental_local_results(v)[0], outputs)
 
     def mean(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Return the mean over the replicas; to be called by a replica."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_metagrad import _tree
+from tf_metagrad import _cluster, _tree
 from tf_metagrad._distribution import Replicas
 from tf_metagrad._types import Task
 
@@ -31,12 +31,20 @@ class SharedUpdate:
         self._commit = tf.function(self._step, autograph=False)
 
     def __call__(self, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
-        """Run it on the whole batch."""
+        """Run it on the whole batch; every worker has the whole, and takes its part.
+
+        Raises:
+            ConnectionError: another worker was lost.
+        """
+        with _cluster.lost_worker():
+            return self._attempt(tasks, seed, *shares)
+
+    def _attempt(self, tasks: Task, seed: tf.Tensor, *shares: tf.Tensor) -> Attempt:
         means, outputs = self._look(self.replicas.split((tasks, *shares))[1], seed)
-        losses, predictions, diagnostics = self.replicas.join(outputs)
+        losses, predictions, diagnostics = self.replicas.first(outputs)
         good = tf.math.is_finite(losses) & (diagnostics["inner_failed_step"] < 0)
-        first = self.replicas.strategy.experimental_local_results(means)[0]
-        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in tf.nest.flatten(first)]
+        first = self.replicas.first(means)
+        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in first]
         sound = tf.reduce_all(good) & tf.reduce_all(tf.stack(finite))
         if sound:
             self._commit(means)
@@ -55,7 +63,7 @@ class SharedUpdate:
                 statistics = _tree.scale(shares[0], statistics)
             averages = [tf.reduce_mean(values, axis=0) for values in statistics]
             means = self.replicas.mean([*gradients, *averages])
-            return means, (losses, predictions, diagnostics)
+            return means, self.replicas.join((losses, predictions, diagnostics), shard)
 
         return self.replicas.strategy.run(replica, args=parts)
 

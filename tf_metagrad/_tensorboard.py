@@ -82,15 +82,18 @@ class StepScalars:
         directory: the run's folder.
         every: n; the numbers of meta-updates that it divides are written, counted from 1.
         reference: the estimator to compare with, or None.
+        writes: False for a worker that computes along and writes nothing.
     """
 
-    def __init__(self, learner: MetaLearner, directory: Any, every: int, reference: Estimator | None):
+    def __init__(
+        self, learner: MetaLearner, directory: Any, every: int, reference: Estimator | None, writes: bool = True
+    ):
         """Open the file; see the class."""
         self.learner, self.every, self.reference = learner, every, reference
         self.folder = os.path.join(directory, "logs", "steps")
         self._seconds: list[float] = []
         with _writing(self.folder):
-            self._writer = tf.summary.create_file_writer(self.folder)
+            self._writer = tf.summary.create_file_writer(self.folder) if writes else tf.summary.create_noop_writer()
 
     def start(self, step: int) -> None:
         """Begin a step, before its batch is drawn."""

@@ -156,6 +156,9 @@ class MetaLearner(TaskModel):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
             self.optimizer.build(self.meta_variables)
+        self._loss_tracker = (
+            None  # a run counts its losses itself; a tracker is summed over the workers when it is read
+        )
         reduce_before_clipping(self.optimizer, self.distribute_strategy)
         self._meta_update = MetaUpdate(self)  # what was traced has the former optimizer and metrics
         self._meta_update.has_metrics = bool(metrics)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_metagrad._checkpoints import Checkpoints
 from tf_metagrad._checks import as_seed
+from tf_metagrad._cluster import Workers
 from tf_metagrad._epochs import Epochs, Preempted, next_batch
 from tf_metagrad._run_checks import check_counts, check_run, check_validation, checked_schedule, checked_stream
 from tf_metagrad._tensorboard import StepScalars, TensorBoard, check_shown
@@ -75,7 +76,8 @@ def train(
             `skipped_tasks` (`val_skipped_tasks`), and kept out of gradient, loss and metrics. Where it is the last of
             its batch, the step changes nothing.
         preempted: asked after every step, and before every batch of the validation; where it returns True, a
-            checkpoint is written at once, in the middle of the epoch, and `Preempted` is raised.
+            checkpoint is written at once, in the middle of the epoch, and `Preempted` is raised. Of several workers all
+            stop where one of them is asked to.
         seed: see above.
         verbose: 1 shows a progress bar, 2 a line for each epoch, 0 nothing.
 
@@ -88,6 +90,7 @@ def train(
             the first step.
         FloatingPointError: a task diverged, or the weights are not finite; the last checkpoint is intact.
         OSError: the `directory` cannot be written, or is full; the last checkpoint is intact.
+        ConnectionError: another worker was lost; the last checkpoint is intact.
         Preempted: see `preempted`.
 
     Example:
@@ -102,12 +105,14 @@ def train(
     check_counts(checkpoint_steps, steps=steps, epoch_steps=epoch_steps, validation_count=validation_count, keep=keep)
     check_shown(learner, directory, profile_steps, log_steps, reference_estimator)
     seed, schedule = int(as_seed(seed)), checked_schedule(learner, schedule)
+    workers = Workers(learner.distribute_strategy)
     checkpoints = Checkpoints(learner, directory, keep)
     stream = _prepare(learner, tasks, checkpoints, steps, schedule)
     if validation is not None:
         check_validation(learner, validation, validation_count)
-    scalars = StepScalars(learner, directory, log_steps, reference_estimator) if log_steps else None
-    logs_to = [] if directory is None else [TensorBoard(directory, profile_steps)]
+    shown = (learner, directory, log_steps, reference_estimator, workers.is_chief)
+    scalars = StepScalars(*shown) if log_steps else None
+    logs_to = [] if directory is None or not workers.is_chief else [TensorBoard(directory, profile_steps)]
     callbacks = keras.callbacks.CallbackList(
         [*callbacks, *logs_to], add_history=True, add_progbar=verbose != 0, model=learner,
         verbose=verbose, epochs=math.ceil(steps / epoch_steps), steps=epoch_steps,
@@ -117,7 +122,7 @@ def train(
     with _swapping(learner, schedule) as swap:
         epochs = Epochs(
             learner, checkpoints, stream, swap, callbacks, steps, epoch_steps, checkpoint_steps, validation,
-            validation_count, on_nonfinite, preempted, seed, scalars,
+            validation_count, on_nonfinite, lambda: any(workers.gather(int(preempted()))), seed, scalars,
         )  # fmt: skip
         logs = epochs.run()
     callbacks.on_train_end(logs)

@@ -1,7 +1,9 @@
 """From settings to a trained, judged and exported learner."""
 
 import contextlib
+import json
 import pathlib
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from tasks import TASKS, stream
 
 import tf_metagrad as mg
 from tf_metagrad._checkpoints import writing
+from tf_metagrad._cluster import Workers, lost_worker
 from tf_metagrad.estimators import parse_schedule
 
 Settings = dict[str, Any]
@@ -57,7 +60,13 @@ def make_optimizer(settings: Settings) -> keras.optimizers.Optimizer:
 
 def make_learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaLearner:
     """Return the compiled learner that the settings describe, on the devices that they name."""
-    with mg.make_strategy(settings["distribution"]).scope():
+    strategy = mg.make_strategy(settings["distribution"])
+    Workers(strategy).agree(
+        zlib.crc32(json.dumps(settings, sort_keys=True).encode()),
+        "Every worker must be started with the same flags, for they run as one. Received: flags that differ, by the "
+        "check sums {}.",
+    )
+    with lost_worker(), strategy.scope():
         return _learner(settings, estimator)
 
 
@@ -87,32 +96,48 @@ def run(settings: Settings, options: Settings, termination: Any) -> None:
         tf.config.experimental.enable_op_determinism()
     schedule = make_schedule(settings)
     learner = make_learner(settings, schedule[0])
-    test = stream("test", settings, options)
+    termination.begin()  # again, for TensorFlow's server of a worker takes the signal
+    workers = Workers(learner.distribute_strategy)
     output = pathlib.Path(options["output"] or f"runs/{settings['task']}")
-    with output_folder(output, settings):
+    with output_folder(output, settings) if workers.is_chief else contextlib.nullcontext():
         device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+        place = f"the {device}" + (f" as worker {workers.index} of {workers.count}" if workers.count > 1 else "")
         estimator = settings["schedule"] or settings["estimator"]
-        print(f"Training on {settings['task']} with {estimator}, on the {device}. Output: {output}", flush=True)
-        history = HistoryFile(output / "history.csv")
-        with termination.deferred(), contextlib.suppress(mg.Preempted):
-            train(learner, settings, options, schedule, output, history, lambda: termination.requested)
-        if history.rows:
-            with writing(f"The learning curve of {str(output)!r}", _ADVICE):
-                history.plot(output / "curve.png")
-        count = settings["evaluation_tasks"]
-        print(f"Evaluating on {count} unseen tasks ...", flush=True)
-        curve = learner.adaptation_curve(test, count, on_nonfinite=settings["on_nonfinite"])
-        write_json(output / "result.json", curve[-1]._asdict() | {"curve": [point._asdict() for point in curve]})
-        with writing(f"The SavedModel of {str(output)!r}", _ADVICE):
-            about = {"command": options["command"], "settings": settings, "unseen_tasks": curve[-1]._asdict()}
-            mg.export(learner, output / "saved_model", overwrite=True, about=about)
+        print(f"Training on {settings['task']} with {estimator}, on {place}. Output: {output}", flush=True)
+        history = HistoryFile(output / "history.csv") if workers.is_chief else None
+        with termination.deferred():
+            try:
+                train(learner, settings, options, schedule, output, history, lambda: termination.requested)
+            except mg.Preempted:
+                termination.requested = True  # it may have been of another worker
+        if workers.is_chief:
+            judge(learner, settings, options, output, history)
+        workers.gather(0)  # the others wait, and so fail where the chief does
+    workers.leave()
+
+
+def judge(
+    learner: mg.MetaLearner, settings: Settings, options: Settings, output: pathlib.Path, history: HistoryFile
+) -> None:
+    """Draw the learning curve, evaluate on unseen tasks, export."""
+    if history.rows:
+        with writing(f"The learning curve of {str(output)!r}", _ADVICE):
+            history.plot(output / "curve.png")
+    count = settings["evaluation_tasks"]
+    print(f"Evaluating on {count} unseen tasks ...", flush=True)
+    test = stream("test", settings, options)
+    curve = learner.adaptation_curve(test, count, on_nonfinite=settings["on_nonfinite"])
+    write_json(output / "result.json", curve[-1]._asdict() | {"curve": [point._asdict() for point in curve]})
+    with writing(f"The SavedModel of {str(output)!r}", _ADVICE):
+        about = {"command": options["command"], "settings": settings, "unseen_tasks": curve[-1]._asdict()}
+        mg.export(learner, output / "saved_model", overwrite=True, about=about)
     print(f"Test {curve[-1]}, 95 % confidence")
     print(f"SavedModel: {output / 'saved_model'}\nLearning curve: {output / 'curve.png'}")
 
 
 def train(
     learner: mg.MetaLearner, settings: Settings, options: Settings, schedule: dict, output: pathlib.Path,
-    history: HistoryFile, preempted: Callable[[], bool],
+    history: HistoryFile | None, preempted: Callable[[], bool],
 ) -> None:  # fmt: skip
     """Train in the output folder."""
     mg.train(
@@ -124,7 +149,7 @@ def train(
         checkpoint_steps=options["checkpoint_steps"],
         validation=stream("validation", settings, options),
         validation_count=settings["validation_tasks"],
-        callbacks=[history],
+        callbacks=[history] if history else [],
         directory=output,
         profile_steps=options["profile_steps"],
         log_steps=options["log_steps"],

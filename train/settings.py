@@ -84,7 +84,8 @@ flags.DEFINE_enum(
     module_name=ADAPTATION,
 )  # fmt: skip
 flags.DEFINE_enum(
-    "distribution", "none", ["none", "mirrored"], "mirrored: share the tasks of a batch out over all GPUs.",
+    "distribution", "none", ["none", "mirrored", "multi_worker"],
+    "mirrored: share the tasks of a batch out over all GPUs; multi_worker: over those of all hosts of TF_CONFIG.",
     module_name=ADAPTATION,
 )  # fmt: skip
 flags.DEFINE_enum(

@@ -69,9 +69,14 @@ class Termination:
     """Answers SIGTERM: at once with `Terminated`, or, while it is deferred, by `requested`."""
 
     def __init__(self):
-        """Take over the signal."""
+        """Remember who had the signal, and take it over."""
         self.requested = self._deferred = False
-        self._before = signal.signal(signal.SIGTERM, self._handle)
+        self._before = signal.getsignal(signal.SIGTERM)
+        self.begin()
+
+    def begin(self) -> None:
+        """Take over the signal."""
+        signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, *_) -> None:
         self.requested = True
