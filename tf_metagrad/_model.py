@@ -1,12 +1,14 @@
 """A Keras model and a loss as pure functions of the weights."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_metagrad._batch_norm import fused_batch_normalization
 from tf_metagrad._second_order import correct_second_derivatives, substituted
 from tf_metagrad._types import Params
 from tf_metagrad._vectorize import vectorizable_convolutions
@@ -37,6 +39,7 @@ class FunctionalModel:
         loss: `loss(y_true, y_pred)`, a scalar or one value for each example (then averaged).
         normalization: `"batch"` or `"stored"`, see `batch_normalization_statistics`.
         vectorized: whether the functions run under `tf.vectorized_map`, see `_vectorize`.
+        fused: whether fused kernels are used, see `_batch_norm`; derivatives are then taken in the trace or not at all.
         per_step: indices of the state's entries that are tables with a row for each inner step, see `_rows`.
     """
 
@@ -46,20 +49,28 @@ class FunctionalModel:
         loss: Callable,
         normalization: str,
         vectorized: bool = False,
+        fused: bool = False,
         per_step: Sequence[int] = (),
     ):
         """Store the parts; see the class."""
         self.model = model
         self.loss_fn = loss
         self.normalization = normalization
-        self.vectorized = vectorized
+        self.vectorized, self.fused = vectorized, fused
         self.per_step = tuple(per_step)
+
+    def unfused(self) -> "FunctionalModel":
+        """Return the same without fused kernels."""
+        model = copy.copy(self)
+        model.fused = False
+        return model
 
     def predict(self, weights: Params, state: Params, x: Any, training: bool):
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
         state, write = self._rows(state)
         convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
-        with correct_second_derivatives(), batch_normalization_statistics(self.normalization), convolutions:
+        kernels = fused_batch_normalization() if self.fused else contextlib.nullcontext()
+        with correct_second_derivatives(), kernels, batch_normalization_statistics(self.normalization), convolutions:
             mode = {"training": training} if self.model._call_has_training_arg else {}  # a user's call may lack it
             y_pred, state, losses = self.model.stateless_call(list(weights), list(state), x, return_losses=True, **mode)
         penalty = tf.add_n([tf.convert_to_tensor(p) for p in losses]) if losses else None

@@ -47,17 +47,18 @@ class TaskRunner:
         self.statistics = statistics
         self._functions: dict[tuple, TaskFunctions] = {}
 
-    def functional(self, learning: bool, vectorized: bool = False) -> FunctionalModel:
+    def functional(self, learning: bool, vectorized: bool = False, fused: bool = False) -> FunctionalModel:
         """Return the model and loss as pure functions, as they are in a meta-update or (not learning) in use."""
         kind = ("batch" if learning else "stored") if self.normalization == "per_step" else self.normalization
-        return FunctionalModel(self.model, self.loss, kind, vectorized, tuple(self.statistics))
+        return FunctionalModel(self.model, self.loss, kind, vectorized, fused, tuple(self.statistics))
 
     def functions(self, learning: bool, execution: Execution) -> TaskFunctions:
         """Return the gradient and HVP functions, made once for stacked and once for single tasks."""
         vectorized = execution.tasks == "vectorize"
-        key = (vectorized, learning or self.normalization != "per_step")
+        fused = not vectorized and not execution.jit_compile
+        key = (vectorized, fused, learning or self.normalization != "per_step")
         if key not in self._functions:
-            self._functions[key] = TaskFunctions(self.functional(learning, vectorized), self.adapting)
+            self._functions[key] = TaskFunctions(self.functional(learning, vectorized, fused), self.adapting)
         return self._functions[key]
 
     def state(self, step: int = 0) -> list[tf.Tensor]:

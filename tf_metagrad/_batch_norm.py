@@ -1,0 +1,160 @@
+"""Batch normalisation by TensorFlow's fused kernel, with right derivatives of second order.
+
+With means over all axes but the channels', m = mean(x), r = 1 / sqrt(var(x) + eps), x^ = r (x - m) and
+
+    P(u) = u - mean(u) - x^ mean(x^ u),   p_u = r P(u),
+
+which is what `FusedBatchNormGradV3` computes, the layer y = s x^ + o and its gradient are
+
+    dx = s p_D,   ds = n mean(x^ D),   do = n mean(D),                           D the gradient of y.
+
+P is symmetric, and x^ moves by p_t where x moves by t. So along (x', s', o', D')
+
+    y'  = s p_x' + s' x^ + o'
+    dx' = s p_D' + (s' - s r a) p_D - s r d p_x' - s r k x^,   a = mean(x^ x'), d = mean(x^ D), k = mean(D p_x')
+    ds' = n (mean(x^ D') + k),   do' = n mean(D'),
+
+and the transpose of the latter, for a tape over a tape, has the same terms. `FusedBatchNormV3` as it is registers a
+second derivative that is off by about 1/(n - 1). In plain operations the same takes several times as many passes over
+the activations, which is what small convolutional nets on a CPU wait for.
+
+These derivatives are known to the tapes and accumulators that are at work while the model is traced, and to no others:
+TensorFlow differentiates a function that was traced before by what its kernels register. So a layer in a function or a
+loop of its own is left in plain operations, and what comes out of a trace with this substitution is `final`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+from tensorflow.python.eager import record
+
+from tf_metagrad._second_order import substituted
+
+_AXES = (0, 1, 2)
+
+
+class _Batch(NamedTuple):
+    """What the kernel left of a batch: its inputs `[n, h, w, c]`, statistics, and what its gradient reads."""
+
+    x: tf.Tensor
+    mean: tf.Tensor
+    rate: tf.Tensor
+    saved: tuple[tf.Tensor, ...]
+    count: tf.Tensor
+    epsilon: float
+
+    def project(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return p_u, mean(x^ u) and mean(u)."""
+        p, product, total = tf.raw_ops.FusedBatchNormGradV3(
+            y_backprop=u, x=self.x, scale=tf.ones_like(self.rate), reserve_space_1=self.saved[0],
+            reserve_space_2=self.saved[1], reserve_space_3=self.saved[2], epsilon=self.epsilon, is_training=True,
+        )[:3]  # fmt: skip
+        return p, product / self.count, total / self.count
+
+    def affine(self, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+        """Return scale x^ + offset."""
+        scale = scale * self.rate
+        return self.x * scale + (offset - self.mean * scale)
+
+
+def batch_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float):
+    """Return the normalised batch, its mean and its (biased) variance; the last two are taken as constants.
+
+    Args:
+        x: `[n, h, w, channels]`, float32.
+        scale: `[channels]`.
+        offset: `[channels]`.
+        epsilon: added to the variance.
+    """
+    with record.stop_recording():
+        y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=scale, offset=offset, mean=[], variance=[], epsilon=epsilon, is_training=True
+        )
+        count = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
+        variance = variance * (tf.maximum(count - 1, 1) / count)  # the kernel divides by n - 1
+        batch = _Batch(x, mean, tf.math.rsqrt(variance + epsilon), tuple(saved), count, epsilon)
+
+    def backward(dy):
+        return _gradient(batch, dy, x, scale)
+
+    def forward(x_t, scale_t, offset_t):
+        return [scale * batch.project(x_t)[0] + batch.affine(scale_t, offset_t)]
+
+    record.record_operation("BatchNorm", [y], [x, scale, offset], backward, forward)
+    return y, mean, variance
+
+
+def _gradient(batch: _Batch, dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor) -> list[tf.Tensor]:
+    """Return dx, ds and do; `x` is `batch.x`, as the recording knows it."""
+    with record.stop_recording():
+        p_dy, d, mean = batch.project(dy)
+        outputs = [scale * p_dy, batch.count * d, batch.count * mean]
+
+    def turned(p, a):
+        """Return r times the change of P(D) as x moves: p is p_u and a is mean(x^ u) for the direction u."""
+        k = tf.reduce_mean(dy * p, _AXES)
+        s_r = scale * batch.rate
+        return -(s_r * a) * p_dy - (s_r * d) * p - batch.affine(s_r * k, tf.zeros_like(k)), k
+
+    def forward(dy_t, x_t, scale_t):
+        p_t, d_t, mean_t = batch.project(dy_t)
+        change, k = turned(*batch.project(x_t)[:2])
+        return [scale * p_t + scale_t * p_dy + change, batch.count * (d_t + k), batch.count * mean_t]
+
+    def backward(u, ds_bar, do_bar):
+        p, a, _ = batch.project(u)
+        change, k = turned(p, a)
+        to_dy = scale * p + batch.affine(ds_bar, do_bar)
+        return [to_dy, change + ds_bar * p_dy, batch.count * k]
+
+    record.record_operation("BatchNormGrad", outputs, [dy, x, scale], backward, forward)
+    return outputs
+
+
+def final(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Return the tensors; to differentiate them is an error that says so."""
+    message = "Derivatives of fused kernels were differentiated. Use the functions of `problem.differentiable()`."
+    return [tf.raw_ops.PreventGradient(input=t, message=message) for t in tensors]
+
+
+@contextlib.contextmanager
+def fused_batch_normalization() -> Iterator[None]:
+    """Let Keras' BatchNormalization use `batch_norm` where it can; to be entered in the trace that differentiates."""
+    graph = tf.compat.v1.get_default_graph()
+
+    def call(original, layer, inputs, training=None, mask=None, **kwargs):
+        x = tf.convert_to_tensor(inputs)
+        if not (training and mask is None and tf.compat.v1.get_default_graph() is graph and _fits(layer, x)):
+            return original(layer, inputs, training=training, mask=mask, **kwargs)
+        return _layer(layer, tf.cast(x, tf.float32))
+
+    with substituted(keras.layers.BatchNormalization, "call", call):
+        yield
+
+
+def _fits(layer: keras.layers.BatchNormalization, x: tf.Tensor) -> bool:
+    """Return whether the kernel does what the layer does in training."""
+    return (
+        layer.trainable
+        and not layer.synchronized
+        and not getattr(layer, "renorm", False)  # newer than the oldest Keras
+        and x.shape.rank in (3, 4, 5)
+        and layer.axis in (-1, x.shape.rank - 1)
+        and x.dtype in (tf.float32, tf.bfloat16, tf.float16)
+    )
+
+
+def _layer(layer: keras.layers.BatchNormalization, x: tf.Tensor) -> tf.Tensor:
+    """Return the outputs of the layer in training, and move its averages."""
+    channels = x.shape[-1]
+    scale = tf.cast(layer.gamma, x.dtype) if layer.scale else tf.ones([channels], x.dtype)
+    offset = tf.cast(layer.beta, x.dtype) if layer.center else tf.zeros([channels], x.dtype)
+    four = x if x.shape.rank == 4 else tf.reshape(x, [-1, 1, 1, channels])
+    y, mean, variance = batch_norm(four, scale, offset, layer.epsilon)
+    for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+        moved = tf.convert_to_tensor(average) * layer.momentum + tf.cast(value, average.dtype) * (1 - layer.momentum)
+        average.assign(moved)
+    return tf.cast(y if x.shape.rank == 4 else tf.reshape(y, tf.shape(x)), layer.compute_dtype)
