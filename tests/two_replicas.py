@@ -47,12 +47,12 @@ def updated(
         learner = mg.MetaLearner(model, "mse", inner, estimator, execution="map", **{"jit_compile": False} | options)
         made = optimizer()
     learner.compile(made, metrics=["mae"])  # it enters the scope itself
-    tasks, seen = learner.check_tasks(tasks or make_tasks()), []
+    batch, seen = learner.check_tasks(tasks or make_tasks()), []
     for seed in range(updates):
-        done = learner.update(tasks, tf.constant(seed, tf.int64), on_nonfinite, full=True)
+        done = learner.update(batch, tf.constant(seed, tf.int64), on_nonfinite, full=True)
         seen += [*done.losses.numpy(), done.metrics["mae"].numpy()]
         seen += [x for gradient in done.gradients for x in np.ravel(gradient)]
-        seen += [] if done.skipped else [*np.ravel(done.predictions)]
+        seen += [*np.ravel(done.predictions)] if tasks is None else []
     values = [*learner.meta_variables, *learner.step_statistics, *learner.optimizer.variables]
     return np.concatenate([seen, *(np.ravel(v.numpy()).astype("float64") for v in values)])
 

@@ -1,4 +1,4 @@
-"""Batch normalisation by TensorFlow's fused kernel, with right derivatives of second order.
+"""Batch normalisation by TensorFlow's fused kernel, with derivatives of first and second order by the same kernel.
 
 With means over all axes but the channels', m = mean(x), r = 1 / sqrt(var(x) + eps), x^ = r (x - m) and
 
@@ -14,17 +14,17 @@ P is symmetric, and x^ moves by p_t where x moves by t. So along (x', s', o', D'
     dx' = s p_D' + (s' - s r a) p_D - s r d p_x' - s r k x^,   a = mean(x^ x'), d = mean(x^ D), k = mean(D p_x')
     ds' = n (mean(x^ D') + k),   do' = n mean(D'),
 
-and the transpose of the latter, for a tape over a tape, has the same terms. `FusedBatchNormV3` as it is registers a
-second derivative that is off by about 1/(n - 1). In plain operations the same takes several times as many passes over
-the activations, which is what small convolutional nets on a CPU wait for.
+and the transpose of the latter, for a tape over a tape, has the same terms: two or three passes over the activations
+for each of y, dx, y' and dx'. What TensorFlow makes of its own rules takes more of them in products with the Hessian,
+and Keras' layer, in plain operations, several times as many everywhere; passes over memory are what a small
+convolutional net on a CPU waits for.
 
-These derivatives are known to the tapes and accumulators that are at work while the model is traced, and to no others:
-TensorFlow differentiates a function that was traced before by what its kernels register. So a layer in a function or a
-loop of its own is left in plain operations, and what comes out of a trace with this substitution is `final`.
+These derivatives are known to the tapes and accumulators that are at work while the model is traced. Whoever
+differentiates the traced function gets those that TensorFlow registers for the kernel, which are as right.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -114,20 +114,13 @@ def _gradient(batch: _Batch, dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor) -> l
     return outputs
 
 
-def final(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return the tensors; to differentiate them is an error that says so."""
-    message = "Derivatives of fused kernels were differentiated. Use the functions of `problem.differentiable()`."
-    return [tf.raw_ops.PreventGradient(input=t, message=message) for t in tensors]
-
-
 @contextlib.contextmanager
 def fused_batch_normalization() -> Iterator[None]:
-    """Let Keras' BatchNormalization use `batch_norm` where it can; to be entered in the trace that differentiates."""
-    graph = tf.compat.v1.get_default_graph()
+    """Let Keras' BatchNormalization use `batch_norm` where it can."""
 
     def call(original, layer, inputs, training=None, mask=None, **kwargs):
         x = tf.convert_to_tensor(inputs)
-        if not (training and mask is None and tf.compat.v1.get_default_graph() is graph and _fits(layer, x)):
+        if not (training and mask is None and _fits(layer, x)):
             return original(layer, inputs, training=training, mask=mask, **kwargs)
         return _layer(layer, tf.cast(x, tf.float32))
 

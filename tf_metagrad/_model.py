@@ -1,7 +1,6 @@
 """A Keras model and a loss as pure functions of the weights."""
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class FunctionalModel:
         loss: `loss(y_true, y_pred)`, a scalar or one value for each example (then averaged).
         normalization: `"batch"` or `"stored"`, see `batch_normalization_statistics`.
         vectorized: whether the functions run under `tf.vectorized_map`, see `_vectorize`.
-        fused: whether fused kernels are used, see `_batch_norm`; derivatives are then taken in the trace or not at all.
+        fused: whether batches are normalised by the fused kernel, see `_batch_norm`.
         per_step: indices of the state's entries that are tables with a row for each inner step, see `_rows`.
     """
 
@@ -58,12 +57,6 @@ class FunctionalModel:
         self.normalization = normalization
         self.vectorized, self.fused = vectorized, fused
         self.per_step = tuple(per_step)
-
-    def unfused(self) -> "FunctionalModel":
-        """Return the same without fused kernels."""
-        model = copy.copy(self)
-        model.fused = False
-        return model
 
     def predict(self, weights: Params, state: Params, x: Any, training: bool):
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""

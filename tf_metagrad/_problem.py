@@ -87,12 +87,6 @@ class Problem:
         problem.theta = _tree.after(others, self.theta)
         return problem
 
-    def differentiable(self) -> "Problem":
-        """Return the problem, for an estimator that differentiates its functions by a tape of its own."""
-        problem = copy.copy(self)
-        problem.functions = self.functions.differentiable()
-        return problem
-
     def _theta(self) -> list[tf.Tensor]:
         """Return all weights of the initialisation, for each task where stacked."""
         theta = self.theta

@@ -1,10 +1,9 @@
 """Right second derivatives for any user's model: functions substituted while the library traces, and only then.
 
-Three functions of TensorFlow have right first derivatives and wrong second ones:
+Two functions of TensorFlow have right first derivatives and wrong second ones:
 
 * `tf.nn.moments` puts `stop_gradient` on the mean inside the variance. The dropped term is zero in the gradient and
   not zero in the Hessian. Keras' BatchNormalization and GroupNormalization call it.
-* `FusedBatchNormV3` registers a second derivative that is off by about 1/(n - 1).
 * `ResizeBilinear`, behind `UpSampling2D(interpolation="bilinear")`, loses most of its second-order terms.
 
 Both autodiff modes read the same rules and agree on the wrong number; central differences of the gradient show it.
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.ops import gen_image_ops, gen_nn_ops, nn_impl
+from tensorflow.python.ops import gen_image_ops, nn_impl
 
 _lock = threading.RLock()
 
@@ -64,33 +63,6 @@ def _moments(original, x, axes, shift=None, name=None, keep_dims=None, keepdims=
         return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
-def _fused_batch_norm(
-    original, x, scale, offset, mean, variance, epsilon=1e-4, exponential_avg_factor=1.0, data_format="NHWC",
-    is_training=True, name=None,
-):  # fmt: skip
-    """`FusedBatchNormV3` in plain operations; in inference mode the kernel is right and is kept."""
-    if not is_training:
-        return original(
-            x, scale, offset, mean, variance, epsilon=epsilon, exponential_avg_factor=exponential_avg_factor,
-            data_format=data_format, is_training=is_training, name=name,
-        )  # fmt: skip
-    channel = data_format.index("C")
-    axes = [axis for axis in range(len(data_format)) if axis != channel]
-    shape = [-1 if axis == channel else 1 for axis in range(len(data_format))]
-    z = tf.cast(x, scale.dtype)
-    batch_mean = tf.reduce_mean(z, axes)
-    centred = z - tf.reshape(batch_mean, shape)
-    batch_variance = tf.reduce_mean(tf.square(centred), axes)
-    factor = tf.reshape(scale * tf.math.rsqrt(batch_variance + epsilon), shape)
-    y = tf.cast(centred * factor + tf.reshape(offset, shape), x.dtype)
-    count = tf.cast(tf.size(z) // tf.size(batch_mean), z.dtype)
-    new_mean, new_variance = batch_mean, batch_variance * count / tf.maximum(count - 1, 1)  # the kernel's: unbiased
-    if exponential_avg_factor != 1.0:
-        new_mean = mean + exponential_avg_factor * (new_mean - mean)
-        new_variance = variance + exponential_avg_factor * (new_variance - variance)
-    return y, new_mean, new_variance, batch_mean, batch_variance, tf.zeros([], z.dtype)
-
-
 def _interpolation(size: int, outputs: int, align_corners: bool, half_pixel_centers: bool) -> np.ndarray:
     """Return the `[outputs, size]` matrix of linear interpolation along one axis, by the kernel's conventions."""
     if align_corners and outputs > 1:
@@ -123,7 +95,6 @@ def correct_second_derivatives() -> Iterator[None]:
     """Trace a model in this scope and its Hessian-vector products are right."""
     with (
         substituted(nn_impl, "moments", _moments),
-        substituted(gen_nn_ops, "fused_batch_norm_v3", _fused_batch_norm),
         substituted(gen_image_ops, "resize_bilinear", _resize_bilinear),
     ):
         yield

@@ -9,7 +9,6 @@ from typing import Any
 import tensorflow as tf
 
 from tf_metagrad import _execution
-from tf_metagrad._batch_norm import final
 from tf_metagrad._hvp import HessianVectorProduct, value_and_gradient
 from tf_metagrad._model import FunctionalModel
 from tf_metagrad._types import Params
@@ -25,7 +24,7 @@ class TaskFunctions:
     def __init__(self, model: FunctionalModel, adapting: list[int]):
         """`adapting` lists the indices of the weights that adapt; `model.vectorized` says whether tasks are stacked."""
         self.model, self.adapting = model, adapting
-        self.hvp, self._differentiable = HessianVectorProduct(), None
+        self.hvp = HessianVectorProduct()
         options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
         self.support_gradient = tf.function(functools.partial(self._gradient, "support_gradient"), **options)
         self.query_gradient = tf.function(functools.partial(self._gradient, "query_gradient"), **options)
@@ -46,22 +45,11 @@ class TaskFunctions:
             _, (loss, state, predictions), gradient = value_and_gradient(
                 lambda w: self.loss(w, state, x, y, training=True), weights, wrt
             )
-        return loss, state, predictions, self._final(gradient)
+        return loss, state, predictions, gradient
 
     def _curvature(self, weights, state, x, y, vector):
         with tf.name_scope("hvp"):
             gradient, product, (loss, state, _) = self.hvp(
                 lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector
             )
-        return self._final(gradient), self._final(product), state, loss
-
-    def _final(self, derivatives: Params) -> Params:
-        return final(derivatives) if self.model.fused else derivatives
-
-    def differentiable(self) -> "TaskFunctions":
-        """Return the functions made of operations that may be differentiated again, and again."""
-        if not self.model.fused:
-            return self
-        if self._differentiable is None:
-            self._differentiable = TaskFunctions(self.model.unfused(), self.adapting)
-        return self._differentiable
+        return gradient, product, state, loss

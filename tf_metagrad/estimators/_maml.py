@@ -34,7 +34,6 @@ _MODES = ("mixed", "unrolled")
 
 def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate:
     """Return the exact meta-gradient by one tape through all inner steps."""
-    problem = problem.differentiable()
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([problem.theta, problem.learned])
         at, total = _inner_loop.start(problem), 0.0

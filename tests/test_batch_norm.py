@@ -1,0 +1,158 @@
+"""The fused batch normalisation, in float32, against plain operations and differences in float64."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from references import ravel, relative_error
+
+import tf_metagrad as mg
+from tf_metagrad._batch_norm import batch_norm, fused_batch_normalization
+from tf_metagrad._hvp import forward_over_reverse, reverse_over_reverse, value_and_gradient
+
+RNG = np.random.default_rng(0)
+X, TARGET = 1 + 2 * RNG.normal(size=(2, 3, 4, 5, 6))
+WEIGHTS = [RNG.normal(size=(6, 6)), RNG.normal(size=6) * (np.arange(6) != 2), RNG.normal(size=6)]  # a scale of zero
+VECTOR = [RNG.normal(size=w.shape) for w in WEIGHTS]
+
+
+def plain(x, scale, offset, epsilon):
+    mean = tf.reduce_mean(x, (0, 1, 2))
+    variance = tf.reduce_mean(tf.square(x - mean), (0, 1, 2))
+    return (x - mean) / tf.sqrt(variance + epsilon) * scale + offset, mean, variance
+
+
+def loss_of(normalize, dtype):
+    x, target = tf.constant(X, dtype), tf.constant(TARGET, dtype)
+
+    def loss(weights):
+        kernel, scale, offset = weights
+        z = tf.tensordot(x, kernel, 1)
+        return tf.reduce_sum(tf.tanh(normalize(z + tf.sin(z), scale, offset, 1e-3)[0]) * target), None
+
+    return loss
+
+
+def gradient_at(shift):
+    weights = [tf.constant(w + shift * v) for w, v in zip(WEIGHTS, VECTOR, strict=True)]
+    return ravel(value_and_gradient(loss_of(plain, tf.float64), weights, range(3))[2])
+
+
+@pytest.mark.parametrize("mode", [forward_over_reverse, reverse_over_reverse])
+def test_gradient_and_hvp_equal_differences_in_float64(mode):
+    h = 1e-4
+    expected = (8 * (gradient_at(h) - gradient_at(-h)) - (gradient_at(2 * h) - gradient_at(-2 * h))) / (12 * h)
+    weights, vector = ([tf.constant(a, tf.float32) for a in arrays] for arrays in (WEIGHTS, VECTOR))
+    loss = loss_of(batch_norm, tf.float32)
+    compiled = tf.function(lambda: mode(loss, weights, range(3), vector)[:2], autograph=False)
+    for gradient, product in (mode(loss, weights, range(3), vector)[:2], compiled()):
+        assert relative_error(gradient, [gradient_at(0)]) < 1e-6
+        assert relative_error(product, [expected]) < 1e-6
+
+
+@pytest.mark.parametrize("nested", ["function", "loop"])
+def test_what_is_differentiated_after_it_was_traced_is_right(nested):
+    """Then TensorFlow's registered derivatives count."""
+    weights, vector = ([tf.constant(a, tf.float32) for a in arrays] for arrays in (WEIGHTS, VECTOR))
+
+    def slope(*weights):
+        gradient = value_and_gradient(loss_of(batch_norm, tf.float32), weights, range(3))[2]
+        return tf.add_n([tf.reduce_sum(g * v) for g, v in zip(gradient, vector, strict=True)])
+
+    def looped(*weights):
+        return tf.while_loop(lambda i, _: i < 1, lambda i, _: (i + 1, slope(*weights)), (0, 0.0))[1]
+
+    traced = tf.function({"function": slope, "loop": looped}[nested], autograph=False)
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        value = traced(*weights)
+    found = tape.gradient(value, weights)
+    direct = forward_over_reverse(loss_of(batch_norm, tf.float32), weights, range(3), vector)[1]
+    assert relative_error(found, direct) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((4, 5, 3), {}),
+        ((7, 3), {"momentum": 0.5, "epsilon": 0.1}),
+        ((2, 3, 2, 3), {"scale": False}),
+        ((4, 5, 3), {"center": False}),
+        ((4, 5, 3), {"axis": 1}),
+        ((4, 5, 3), {"trainable": False}),
+        ((5,), {}),
+        ((4, 5, 3), {"dtype": "mixed_bfloat16"}),
+    ],
+    ids=str,
+)
+def test_the_layer_does_what_keras_does(shape, options):
+    x = RNG.normal(2.0, 3.0, size=(6, *shape)).astype("float32")
+    mine, own = (layers.BatchNormalization(**options) for _ in range(2))
+    for layer in (mine, own):
+        layer.build((None, *shape))
+        for variable in layer.variables:
+            variable.assign(np.random.default_rng(1).uniform(0.5, 2, size=variable.shape))
+    expected = own(x, training=True)
+    with fused_batch_normalization():
+        found = mine(x, training=True)
+    assert found.dtype == expected.dtype
+    tolerance = 1e-2 if found.dtype == tf.bfloat16 else 2e-6
+    assert relative_error([tf.cast(found, tf.float32)], [tf.cast(expected, tf.float32)]) < tolerance
+    assert relative_error(mine.variables, own.variables) < 1e-6
+    expected = mine(x, training=False)
+    with fused_batch_normalization():
+        np.testing.assert_array_equal(mine(x, training=False), expected)
+
+
+def make_learner(**options):
+    keras.utils.set_random_seed(1)
+    body = []
+    for _ in range(2):
+        body += [
+            layers.Conv2D(4, 3, padding="same", dtype=dtype),
+            layers.BatchNormalization(),
+            layers.Activation("tanh"),
+        ]
+    model = keras.Sequential([keras.Input((6, 6, 2)), *body, layers.Flatten(), layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    inner = mg.inner.GradientDescent(steps=3, learning_rate=0.5)
+    return mg.MetaLearner(model, loss, inner, jit_compile=False, **options)
+
+
+def make_tasks(dtype):
+    rng = np.random.default_rng(2)
+    xs, xq = rng.normal(size=(2, 2, 6, 6, 6, 2)).astype(dtype)
+    y = np.tile(np.arange(6) % 3, (2, 1))
+    return mg.Task(xs, y, xq, y)
+
+
+def gradients(learner, tasks, estimator):
+    learner.estimator = estimator
+    return ravel(learner.meta_gradient(tasks).gradients)
+
+
+ESTIMATORS = [mg.estimators.MAML(), mg.estimators.MAML("unrolled"), mg.estimators.BinomMAML(2), mg.estimators.FOMAML()]
+
+
+@pytest.fixture(scope="module")
+def in_float64():
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        learner, tasks = make_learner(execution="map"), make_tasks("float64")
+        weights = [v.numpy() for v in learner.model.weights]
+        return weights, {str(e): gradients(learner, tasks, e) for e in ESTIMATORS}
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("execution", ["loop", "map"])
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+def test_meta_gradients_equal_those_in_float64(in_float64, estimator, execution):
+    weights, expected = in_float64
+    learner = make_learner(execution=execution)
+    learner.model.set_weights(weights)
+    found = gradients(learner, make_tasks("float32"), estimator)
+    assert relative_error([found], [expected[str(estimator)]]) < 2e-5
