@@ -4,7 +4,7 @@
 same seed gives the same tasks in every process and on every machine, and `start=n` resumes at batch n.
 """
 
-from tf_metagrad.data._episodes import from_arrays
+from tf_metagrad.data._arrays import from_arrays
 from tf_metagrad.data._mini_imagenet import mini_imagenet
 from tf_metagrad.data._mnist1d import mnist1d
 from tf_metagrad.data._omniglot import omniglot

@@ -1,4 +1,4 @@
-"""Few-shot episodes from labelled arrays, as a `tf.data` pipeline that any machine reproduces.
+"""Few-shot episodes of labelled examples, as a `tf.data` pipeline that any machine reproduces.
 
 Episode number i of a stream is a pure function of (seed, i). The pipeline counts episodes, turns each number into
 random bits with a stateless generator (Philox, named explicitly, so that no device picks another), and only then
@@ -6,7 +6,7 @@ touches the data. Nothing is remembered from one episode to the next, so a strea
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,79 +82,50 @@ def stream(
     return draws.batch(meta_batch, drop_remainder=True).map(assemble, **parallel).prefetch(tf.data.AUTOTUNE)
 
 
-def from_arrays(
-    x: Any,
-    y: Any,
+def from_source(
+    fetch: Callable[[tf.Tensor], tf.Tensor],
+    labels: np.ndarray,
     *,
     ways: int,
     shots: int,
     queries: int,
     meta_batch: int,
-    seed: int = 0,
-    start: int = 0,
+    seed: int,
+    start: int,
+    positions: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
     transform: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
-    """Few-shot classification tasks drawn from labelled examples.
-
-    A task takes `ways` of the classes in y, without replacement and in random order: the class drawn first becomes
-    label 0, and so on. From each it takes `shots + queries` different examples, the first `shots` for the support set
-    and the others for the query set, so that the two never overlap. Examples stand class by class, in label order.
-    Every ordered choice is equally likely, classes of unequal size included.
-
-    The examples are held once, in the type given, in host memory. uint8 becomes float32 in [0, 1] as batches are
-    made, other floating-point types become float32, and the rest (token ids, say) stay what they are; `transform`
-    replaces this.
-
-    The stream never ends: `.take(n)` gives n batches, and `start=n` the same stream from batch n on. Task number i
-    depends on the data, `ways`, `shots`, `queries`, `seed` and i alone, whatever the machine, the process or
-    `meta_batch`.
+    """Few-shot tasks from labelled examples, wherever they are: only the drawn ones are fetched.
 
     Args:
-        x: examples, shape [examples, ...].
-        y: integer class of each example, shape [examples]; the values themselves are arbitrary.
-        ways: classes in a task.
+        fetch: maps positions, int32 [meta_batch, count], to examples [meta_batch, count, ...], within the pipeline.
+        labels: integer class of each example that may be drawn, shape [examples].
+        ways: as for `from_arrays`, like the five after it.
         shots: support examples per class.
         queries: query examples per class.
         meta_batch: tasks in a batch.
         seed: names the stream.
-        start: number of the first batch, for resuming.
-        transform: applied in the pipeline, in place of the conversion above, to the support and to the query examples
-            of a batch, each of shape [meta_batch, count, ...] and of x's type; it keeps the first two axes.
+        start: number of the first batch.
+        positions: what `fetch` knows these examples by, shape [examples]; None for 0, 1, 2 and so on.
+        names: what messages call class number i, in place of the number.
+        transform: as for `from_arrays`.
 
     Returns:
-        An infinite `tf.data.Dataset` of `Task`: support_x [meta_batch, ways * shots, ...], support_y int32
-        [meta_batch, ways * shots], query_x [meta_batch, ways * queries, ...], query_y int32 [meta_batch, ways *
-        queries].
+        The dataset that `from_arrays` describes.
 
     Raises:
-        ValueError: the arrays or the sizes do not make episodes; the message says what to change.
-
-    Example:
-        >>> import numpy as np
-        >>> import tf_metagrad as mg
-        >>> x, y = np.zeros([60, 28, 28, 1], np.uint8), np.arange(60) // 10
-        >>> tasks = mg.data.from_arrays(x, y, ways=5, shots=1, queries=3, meta_batch=4, seed=0)
-        >>> task = next(iter(tasks))
-        >>> print(task.support_x.shape, task.query_x.shape, task.query_x.dtype.name)
-        (4, 5, 28, 28, 1) (4, 15, 28, 28, 1) float32
-        >>> print(task.query_y[0].numpy())
-        [0 0 0 1 1 1 2 2 2 3 3 3 4 4 4]
-
-    References:
-        Vinyals et al., 2016, Matching Networks for One Shot Learning, https://arxiv.org/abs/1606.04080
+        ValueError: too few classes, a class of too few examples, or a transform that loses an axis.
     """
-    check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
-    with tf.device("CPU:0"):  # where tf.data runs; a copy on an accelerator would be fetched back for every batch
-        examples, labels = _converted("x", tf.convert_to_tensor, x), _converted("y", np.asarray, y)
-        order, counts = _group_by_class(examples, labels, ways, shots + queries)
-        draw = _index_sampler(order, counts, ways, shots, queries)
-    convert = transform or _to_float
-    labels = [tf.repeat(tf.range(ways), per_class) for per_class in (shots, queries)]
+    order, counts = _group_by_class(labels, ways, shots + queries, names)
+    convert, local = transform or _to_float, [tf.repeat(tf.range(ways), count) for count in (shots, queries)]
+    with tf.device("CPU:0"):
+        draw = _index_sampler(order if positions is None else positions[order], counts, ways, shots, queries)
 
     def assemble(support: tf.Tensor, query: tf.Tensor) -> Task:
         x_and_y = []
-        for index, label in zip((support, query), labels, strict=True):
-            x_and_y += [convert(tf.gather(examples, index)), tf.tile(label[tf.newaxis], [meta_batch, 1])]
+        for index, label in zip((support, query), local, strict=True):
+            x_and_y += [convert(fetch(index)), tf.tile(label[tf.newaxis], [meta_batch, 1])]
         return Task(*x_and_y)
 
     tasks = stream(draw, assemble, meta_batch=meta_batch, seed=seed, start=start)
@@ -193,29 +164,10 @@ def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int,
     return draw
 
 
-def _converted(name: str, convert: Callable, value: Any) -> Any:
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError, MemoryError, tf.errors.OpError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(
-            f"{name} of type {type(value).__name__} does not make an array ({reason}), expected one: "
-            "pass an array of numbers, or lists of equal lengths."
-        ) from error
-
-
-def _group_by_class(x: tf.Tensor, y: np.ndarray, ways: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """Checks the data; returns the positions of the examples, class after class, and the size of every class."""
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(
-            f"y has dtype {y.dtype} and shape {y.shape}, expected one integer per example: "
-            "pass class numbers (for one-hot rows, y.argmax(-1))."
-        )
-    if x.shape.rank == 0 or x.shape[0] != len(y):
-        raise ValueError(
-            f"x has shape {tuple(x.shape)} and y has {len(y)} labels, expected as many examples as labels: "
-            "pass arrays whose first axes agree."
-        )
+def _group_by_class(
+    y: np.ndarray, ways: int, per_class: int, names: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks the classes; returns the positions of the examples, class after class, and the size of every class."""
     classes, counts = np.unique(y, return_counts=True)
     if ways > len(classes):
         raise ValueError(
@@ -224,17 +176,11 @@ def _group_by_class(x: tf.Tensor, y: np.ndarray, ways: int, per_class: int) -> t
         )
     if counts.min() < per_class:
         small = np.argmin(counts)
+        shown = classes[small] if names is None else repr(names[classes[small]])
         raise ValueError(
-            f"class {classes[small]} has {counts[small]} examples, expected at least shots + queries = {per_class}: "
+            f"class {shown} has {counts[small]} examples, expected at least shots + queries = {per_class}: "
             "lower shots or queries, or drop the class."
         )
-    if x.dtype.is_floating:
-        finite = tf.reduce_all(tf.math.is_finite(tf.reshape(x, [len(y), -1])), axis=1).numpy()
-        if not finite.all():
-            raise ValueError(
-                f"x holds NaN or infinity in {np.sum(~finite)} of {len(y)} examples, the first at position "
-                f"{np.argmin(finite)}, expected finite values: repair or drop these examples."
-            )
     return np.argsort(y, kind="stable"), counts
 
 

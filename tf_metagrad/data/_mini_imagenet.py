@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_metagrad.data import _episodes
+from tf_metagrad.data import _arrays, _episodes
 
 SIZE = 84
 
@@ -83,7 +83,7 @@ def mini_imagenet(
             f"The class {str(names[counts.argmin()])!r} of mini-ImageNet's {split} split has {counts.min()} images, "
             f"expected at least shots + queries = {shots + queries}: lower shots or queries, or complete the class."
         )
-    return _episodes.from_arrays(
+    return _arrays.from_arrays(
         images, labels, ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start
     )
 

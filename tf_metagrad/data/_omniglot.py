@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_metagrad.data import _episodes
+from tf_metagrad.data import _arrays, _episodes
 
 CHARACTERS = 1623
 SIZE = 28
@@ -78,7 +78,7 @@ def omniglot(
     _episodes.check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
     images, labels = load_drawings(_find_dataset(data_dir, download))
     x, y = select_classes(images, labels, split, rotations)
-    return _episodes.from_arrays(
+    return _arrays.from_arrays(
         x, y, ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start
     )
 
