@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tf_metagrad.data import _manual, _pickles
@@ -49,11 +48,6 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
         f"The manual folder {str(folder)!r} of mini-ImageNet lacks {', '.join(missing)}, expected the whole set. "
         f"{INSTRUCTIONS}; or pass another manual_dir."
     )
-
-
-def fingerprint(files: list[pathlib.Path]) -> dict[str, int]:
-    """Returns the name and the size of every file; folders count as 0."""
-    return {path.name: path.stat().st_size if path.is_file() else 0 for path in files}
 
 
 def read_tables(files: list[pathlib.Path]) -> dict[str, list[tuple[str, str]]]:
@@ -121,12 +115,6 @@ def _positions(value: Any, count: int) -> np.ndarray:
     return positions
 
 
-def resized(image: np.ndarray) -> np.ndarray:
-    """Returns the image at 84x84, by `tf.image.ResizeMethod.LANCZOS3` with antialiasing, as MAML's script does."""
-    small = tf.image.resize(image, [SIZE, SIZE], method=tf.image.ResizeMethod.LANCZOS3, antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(small), 0, 255), tf.uint8).numpy()
-
-
 class MiniImagenet(tfds.core.GeneratorBasedBuilder):
     """mini-ImageNet: 84x84 photographs of 100 classes, 64 for training, 16 for validation, 20 for testing."""
 
@@ -151,7 +139,7 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         files = find_files(pathlib.Path(dl_manager.manual_dir))
-        self.info.metadata["files"] = fingerprint(files)
+        self.info.metadata["files"] = _manual.fingerprint(files)
         if len(files) == 3:
             return {split: self._of_cache(path) for split, path in zip(SPLITS, files, strict=True)}
         rows = read_tables(files)
@@ -165,7 +153,9 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
             for number, (label, name) in enumerate(rows):
                 data = images.read(name)
                 image = _manual.decode_image(data, name)
-                whole = io.BytesIO(data) if image.shape == (SIZE, SIZE, 3) else resized(image)
+                whole = (
+                    io.BytesIO(data) if image.shape == (SIZE, SIZE, 3) else _manual.resize(image, (SIZE, SIZE)).numpy()
+                )
                 yield number, {"image": whole, "class_name": label, "file_name": name}
 
     def _of_cache(self, path: pathlib.Path) -> Iterator:
