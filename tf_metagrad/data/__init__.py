@@ -9,5 +9,6 @@ from tf_metagrad.data._mini_imagenet import mini_imagenet
 from tf_metagrad.data._mnist1d import mnist1d
 from tf_metagrad.data._omniglot import omniglot
 from tf_metagrad.data._sinusoid import sinusoid
+from tf_metagrad.data._tiered_imagenet import tiered_imagenet
 
-__all__ = ["from_arrays", "mini_imagenet", "mnist1d", "omniglot", "sinusoid"]
+__all__ = ["from_arrays", "mini_imagenet", "mnist1d", "omniglot", "sinusoid", "tiered_imagenet"]

@@ -6,7 +6,6 @@ Importing this module registers it: `tfds.load("mini_imagenet")` then works as f
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -83,11 +82,14 @@ def read_cache(path: pathlib.Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """
     content = _pickles.load(path)
     try:
-        parts = {_name(key): value for key, value in content.items()}
-        images, classes = parts["image_data"], {_name(key): value for key, value in parts["class_dict"].items()}
+        parts = {_pickles.check_text(key): value for key, value in content.items()}
+        images, classes = (
+            parts["image_data"],
+            {_pickles.check_text(key): value for key, value in parts["class_dict"].items()},
+        )
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
             raise TypeError("image_data is no uint8 array of shape [n, 84, 84, 3]")
-        positions = {label: _positions(classes[label], len(images)) for label in sorted(classes)}
+        positions = {label: _pickles.check_numbers(classes[label], len(images)) for label in sorted(classes)}
         together = np.concatenate([*positions.values(), np.zeros(0, np.int64)])
         if not classes or len(np.unique(together)) < len(together):
             raise ValueError("class_dict has no class, or an image in two places")
@@ -97,22 +99,6 @@ def read_cache(path: pathlib.Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             "with image_data, uint8 [n, 84, 84, 3], and class_dict, positions by class name: fetch the file again."
         ) from error
     return images, positions
-
-
-def _name(key: Any) -> str:
-    name = key.decode() if isinstance(key, bytes) else key
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise TypeError("a name is no text")
-    return name
-
-
-def _positions(value: Any, count: int) -> np.ndarray:
-    if not isinstance(value, np.ndarray) and not all(type(position) is int for position in value):
-        raise TypeError("a position is no whole number")
-    positions = np.asarray(value, np.int64)
-    if positions.ndim != 1 or not len(positions) or positions.min() < 0 or positions.max() >= count:
-        raise ValueError(f"the positions of a class are not between 0 and {count - 1}")
-    return positions
 
 
 class MiniImagenet(tfds.core.GeneratorBasedBuilder):
