@@ -5,10 +5,11 @@ same seed gives the same tasks in every process and on every machine, and `start
 """
 
 from tf_metagrad.data._arrays import from_arrays
+from tf_metagrad.data._cifar100 import cifar_fs, fc100
 from tf_metagrad.data._mini_imagenet import mini_imagenet
 from tf_metagrad.data._mnist1d import mnist1d
 from tf_metagrad.data._omniglot import omniglot
 from tf_metagrad.data._sinusoid import sinusoid
 from tf_metagrad.data._tiered_imagenet import tiered_imagenet
 
-__all__ = ["from_arrays", "mini_imagenet", "mnist1d", "omniglot", "sinusoid", "tiered_imagenet"]
+__all__ = ["cifar_fs", "fc100", "from_arrays", "mini_imagenet", "mnist1d", "omniglot", "sinusoid", "tiered_imagenet"]

@@ -4,7 +4,7 @@ import os
 
 import tensorflow as tf
 
-from tf_metagrad.data import _episodes, _prepared
+from tf_metagrad.data import _episodes, _prepared, _tfds
 
 
 def mini_imagenet(
@@ -74,22 +74,13 @@ def mini_imagenet(
     _episodes.check_choice("split", split, ("train", "validation", "test"))
     _episodes.check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
     folder = _prepare(data_dir, manual_dir)
-    decoded = _prepared.read(folder, split, in_memory=in_memory)
-    return _episodes.from_source(
-        decoded.fetch,
-        decoded.labels,
-        names=decoded.names,
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        meta_batch=meta_batch,
-        seed=seed,
-        start=start,
+    return _prepared.read(folder, split, in_memory=in_memory).tasks(
+        ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start
     )
 
 
 def _prepare(data_dir: str | os.PathLike | None, manual_dir: str | os.PathLike | None) -> str:
-    _prepared.import_tfds("mini-ImageNet")
+    _tfds.import_tfds("mini-ImageNet")
     from tf_metagrad.data import _mini_imagenet_builder as files
 
-    return _prepared.prepare_by_hand(files.MiniImagenet, files.find_files, "mini-ImageNet", data_dir, manual_dir)
+    return _tfds.prepare_by_hand(files.MiniImagenet, files.find_files, "mini-ImageNet", data_dir, manual_dir)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_metagrad.data import _arrays, _episodes, _prepared
+from tf_metagrad.data import _arrays, _episodes, _tfds
 
 CHARACTERS = 1623
 SIZE = 28
@@ -76,7 +76,7 @@ def omniglot(
     """
     _episodes.check_choice("split", split, tuple(SPLITS))
     _episodes.check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
-    images, labels = load_drawings(_prepared.find("omniglot", "Omniglot", data_dir, download))
+    images, labels = load_drawings(_tfds.find("omniglot", "Omniglot", data_dir, download))
     x, y = select_classes(images, labels, split, rotations)
     return _arrays.from_arrays(
         x, y, ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start

@@ -8,19 +8,17 @@ import contextlib
 import functools
 import json
 import math
-import os
 import pathlib
 import shutil
 import tempfile
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_metagrad.data import _manual
+from tf_metagrad.data import _episodes, _manual, _tfds
 
 IN_MEMORY = 2**31  # bytes of pixels; a larger set is read from a file, unless asked otherwise
 
@@ -39,84 +37,14 @@ class Decoded(NamedTuple):
         images = tf.numpy_function(self.images.__getitem__, [index], tf.uint8, stateful=False)
         return tf.ensure_shape(images, [*index.shape, *self.images.shape[1:]])
 
-
-def import_tfds(title: str) -> types.ModuleType:
-    """Returns the module `tensorflow_datasets`, which takes seconds to import and which few datasets need.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            f"{title} is read by the package tensorflow-datasets, not found: "
-            "pip install tensorflow-datasets importlib_resources."
-        ) from error
-    return tfds
-
-
-def find(name: str, title: str, data_dir: str | os.PathLike | None, download: bool) -> str:
-    """Returns the folder of a dataset of TensorFlow Datasets, after preparing it if asked to.
-
-    Raises:
-        ValueError: there is no dataset of this name.
-        FileNotFoundError: it is not in `data_dir`, and `download` is False.
-        ImportError: the package `tensorflow-datasets` is not installed.
-    """
-    tfds = import_tfds(title)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        raise ValueError(
-            f"name is {name!r}, expected a dataset of TensorFlow Datasets: `tfds.list_builders()` lists them; "
-            "one of your own is found by its data_dir."
-        ) from error
-    if download:
-        builder.download_and_prepare()
-    elif not builder.is_prepared():
-        raise FileNotFoundError(
-            f"{title} is not in {builder.data_path}, expected it as TensorFlow Datasets prepares it: "
-            f"run `tfds build {name} --data_dir={builder.data_path.parents[len(name.split('/'))]}`, "
-            "pass another data_dir, or pass download=True."
-        )
-    return os.fspath(builder.data_path)
-
-
-def prepare_by_hand(
-    builder_class: type,
-    find_files: Callable[[pathlib.Path], list[pathlib.Path]],
-    title: str,
-    data_dir: str | os.PathLike | None,
-    manual_dir: str | os.PathLike | None,
-) -> str:
-    """Returns the folder of a dataset made from files that users fetch, after preparing it where it is not.
-
-    Args:
-        builder_class: the builder, whose metadata names the files with their sizes.
-        find_files: maps the manual folder to the files, or raises FileNotFoundError.
-        title: the dataset's name in messages.
-        data_dir: where TensorFlow Datasets keeps its datasets; None for its own default.
-        manual_dir: the folder of the files; None for `downloads/manual/<name>` in `data_dir`.
-
-    Raises:
-        FileNotFoundError: it is not prepared, and files are missing.
-        ValueError: a file is damaged or forged, or the dataset was prepared from others.
-    """
-    tfds = import_tfds(title)
-    builder = builder_class(data_dir=data_dir)
-    default = pathlib.Path(builder.data_path).parents[1] / "downloads" / "manual" / builder.name
-    manual = default if manual_dir is None else pathlib.Path(manual_dir)
-    if not builder.is_prepared():
-        logging.info("Preparing %s in %s, once.", title, builder.data_path)
-        find_files(manual)
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual))
-    elif manual_dir is not None and builder.info.metadata["files"] != _manual.fingerprint(find_files(manual)):
-        raise ValueError(
-            f"{title} in {str(builder.data_path)!r} was prepared from other files than those in {str(manual)!r}, "
-            "expected the same: delete the former to prepare it again, pass another data_dir, or leave manual_dir out."
-        )
-    return os.fspath(builder.data_path)
+    def tasks(self, classes: Collection[str] | None = None, **sizes: int) -> tf.data.Dataset:
+        """Returns the tasks of some classes, None for all, as `_episodes.from_source` describes them."""
+        positions = None
+        if classes is not None:
+            kept = np.array([name in classes for name in self.names])
+            positions = np.flatnonzero(kept[self.labels])
+        labels = self.labels if positions is None else self.labels[positions]
+        return _episodes.from_source(self.fetch, labels, positions=positions, names=self.names, **sizes)
 
 
 def read(
@@ -142,7 +70,7 @@ def read(
     Raises:
         OSError: the file cannot be written.
     """
-    info = import_tfds("The dataset").builder_from_directory(folder).info
+    info = _tfds.import_tfds("The dataset").builder_from_directory(folder).info
     shape = (info.splits[split].num_examples, *(size or info.features[image].shape[:2]), info.features[image].shape[2])
     if in_memory is None:
         in_memory = math.prod(shape) <= IN_MEMORY
@@ -170,7 +98,7 @@ def _read(folder: str, split: str, image: str, label: str, shape: tuple[int, ...
 
 def _batches(folder: str, split: str, image: str, label: str, shape: tuple[int, ...]) -> Iterator:
     """Yields images uint8 [some, height, width, channels], and the list of their labels' names."""
-    tfds = import_tfds("The dataset")
+    tfds = _tfds.import_tfds("The dataset")
     builder = tfds.builder_from_directory(folder)
     in_order = tfds.ReadConfig(interleave_cycle_length=1)
     examples = builder.as_dataset(split, decoders={image: tfds.decode.SkipDecoding()}, read_config=in_order)

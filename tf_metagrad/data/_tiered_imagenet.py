@@ -4,7 +4,7 @@ import os
 
 import tensorflow as tf
 
-from tf_metagrad.data import _episodes, _prepared
+from tf_metagrad.data import _episodes, _prepared, _tfds
 
 
 def tiered_imagenet(
@@ -71,19 +71,10 @@ def tiered_imagenet(
     """
     _episodes.check_choice("split", split, ("train", "validation", "test"))
     _episodes.check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
-    _prepared.import_tfds("tiered-ImageNet")
+    _tfds.import_tfds("tiered-ImageNet")
     from tf_metagrad.data import _tiered_imagenet_builder as files
 
-    folder = _prepared.prepare_by_hand(files.TieredImagenet, files.find_files, "tiered-ImageNet", data_dir, manual_dir)
-    decoded = _prepared.read(folder, split, in_memory=in_memory)
-    return _episodes.from_source(
-        decoded.fetch,
-        decoded.labels,
-        names=decoded.names,
-        ways=ways,
-        shots=shots,
-        queries=queries,
-        meta_batch=meta_batch,
-        seed=seed,
-        start=start,
+    folder = _tfds.prepare_by_hand(files.TieredImagenet, files.find_files, "tiered-ImageNet", data_dir, manual_dir)
+    return _prepared.read(folder, split, in_memory=in_memory).tasks(
+        ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start
     )
