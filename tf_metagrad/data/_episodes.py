@@ -23,6 +23,7 @@ _MINIMUM = {
     "meta_batch": (1, "a batch holds at least one task"),
     "start": (0, "it counts the batches to skip from the beginning of the stream"),
     "seed": (0, "any whole number from 0 to 2**63 - 1 names a stream"),
+    "split_seed": (0, "it names an order of the classes"),
 }
 
 
@@ -48,6 +49,21 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}: choose one of these.")
 
 
+def check_shape(size: tuple[int, int], channels: int = 3) -> None:
+    """Raises ValueError unless `size` is a height and a width in pixels, and `channels` is 1 or 3."""
+    try:
+        height, width = map(operator.index, size)
+        valid = 0 < height <= 10_000 and 0 < width <= 10_000
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"size is {str(size)[:80]}, expected height and width in pixels, from 1 to 10000: pass (84, 84), say."
+        )
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {str(channels)[:80]}, expected 3 for colours or 1 for grey: choose one.")
+
+
 def stream(
     draw: Callable[[tf.Tensor], Any],
     assemble: Callable[..., Task],
@@ -55,6 +71,7 @@ def stream(
     meta_batch: int,
     seed: int,
     start: int,
+    load: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
     """Counts episodes, draws each from its own key, and assembles batches of them, without end.
 
@@ -64,6 +81,7 @@ def stream(
         meta_batch: tasks in a batch.
         seed: names the stream.
         start: number of the first batch.
+        load: replaces each number of a draw, which is then a vector, one by one and many at a time.
 
     Returns:
         An infinite dataset of what `assemble` returns.
@@ -79,6 +97,9 @@ def stream(
 
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
     draws = tf.data.Dataset.counter(start * meta_batch).map(episode, **parallel)
+    if load is not None:
+        count = draws.element_spec.shape[0]
+        draws = draws.unbatch().map(load, **parallel).batch(count, drop_remainder=True)
     return draws.batch(meta_batch, drop_remainder=True).map(assemble, **parallel).prefetch(tf.data.AUTOTUNE)
 
 
@@ -95,11 +116,13 @@ def from_source(
     positions: np.ndarray | None = None,
     names: Sequence[str] | None = None,
     transform: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    load: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
     """Few-shot tasks from labelled examples, wherever they are: only the drawn ones are fetched.
 
     Args:
-        fetch: maps positions, int32 [meta_batch, count], to examples [meta_batch, count, ...], within the pipeline.
+        fetch: maps positions, int32 [meta_batch, count], to examples [meta_batch, count, ...], within the pipeline;
+            with `load` it gets examples already.
         labels: integer class of each example that may be drawn, shape [examples].
         ways: as for `from_arrays`, like the five after it.
         shots: support examples per class.
@@ -110,6 +133,7 @@ def from_source(
         positions: what `fetch` knows these examples by, shape [examples]; None for 0, 1, 2 and so on.
         names: what messages call class number i, in place of the number.
         transform: as for `from_arrays`.
+        load: maps one position to one example, in place of `fetch`: for examples that take work of their own.
 
     Returns:
         The dataset that `from_arrays` describes.
@@ -122,13 +146,13 @@ def from_source(
     with tf.device("CPU:0"):
         draw = _index_sampler(order if positions is None else positions[order], counts, ways, shots, queries)
 
-    def assemble(support: tf.Tensor, query: tf.Tensor) -> Task:
+    def assemble(drawn: tf.Tensor) -> Task:
         x_and_y = []
-        for index, label in zip((support, query), local, strict=True):
-            x_and_y += [convert(fetch(index)), tf.tile(label[tf.newaxis], [meta_batch, 1])]
+        for part, label in zip(tf.split(drawn, [ways * shots, ways * queries], axis=1), local, strict=True):
+            x_and_y += [convert(fetch(part)), tf.tile(label[tf.newaxis], [meta_batch, 1])]
         return Task(*x_and_y)
 
-    tasks = stream(draw, assemble, meta_batch=meta_batch, seed=seed, start=start)
+    tasks = stream(draw, assemble, meta_batch=meta_batch, seed=seed, start=start, load=load)
     _check_transformed(tasks.element_spec, meta_batch, ways * shots, ways * queries)
     return tasks
 
@@ -140,7 +164,7 @@ def _to_float(x: tf.Tensor) -> tf.Tensor:
 
 
 def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int, queries: int) -> Callable:
-    """Returns the function from an episode's key to the positions of its support and of its query examples.
+    """Returns the function from an episode's key to the positions of its support examples and then of the others.
 
     One random integer per class and one per example of the chosen classes: the largest `ways`, then the largest
     `shots + queries` of each row, are random ordered subsets. Short classes are padded with the smallest integer,
@@ -150,7 +174,7 @@ def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int,
     classes, longest = len(counts), int(counts.max())
     order, counts, first = (tf.constant(a, tf.int32) for a in (order, counts, np.cumsum(counts) - counts))
 
-    def draw(key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def draw(key: tf.Tensor) -> tf.Tensor:
         bits = tf.random.stateless_uniform(
             [classes + ways * longest], key, minval=None, maxval=None, dtype=tf.int32, alg=RNG
         )
@@ -159,7 +183,7 @@ def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int,
         rank = tf.where(exists, tf.reshape(bits[classes:], [ways, longest]), tf.int32.min)
         members = tf.math.top_k(rank, shots + queries).indices
         index = tf.gather(order, tf.gather(first, chosen)[:, tf.newaxis] + members)
-        return tf.reshape(index[:, :shots], [-1]), tf.reshape(index[:, shots:], [-1])
+        return tf.concat([tf.reshape(part, [-1]) for part in tf.split(index, [shots, queries], axis=1)], axis=0)
 
     return draw
 

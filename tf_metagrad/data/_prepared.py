@@ -104,10 +104,7 @@ def _batches(folder: str, split: str, image: str, label: str, shape: tuple[int, 
     examples = builder.as_dataset(split, decoders={image: tfds.decode.SkipDecoding()}, read_config=in_order)
 
     def decode(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = _manual.decode(example[image], shape[3])
-        fits = tf.reduce_all(tf.shape(pixels)[:2] == shape[1:3])
-        pixels = tf.cond(fits, lambda: pixels, lambda: _manual.resize(pixels, shape[1:3]))
-        return tf.ensure_shape(pixels, shape[1:]), example[label]
+        return _manual.decode_sized(example[image], shape[1:]), example[label]
 
     name = _namer(builder.info.features[label])
     decoded = examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(512).prefetch(1)
@@ -117,9 +114,18 @@ def _batches(folder: str, split: str, image: str, label: str, shape: tuple[int, 
 
 def _namer(feature: Any) -> Callable[[Any], str]:
     """Returns the function from a label, as NumPy gives it, to the name of its class."""
-    if hasattr(feature, "int2str"):  # ClassLabel
-        return feature.int2str
-    return bytes.decode if feature.np_dtype == np.object_ else str
+    if not hasattr(feature, "int2str"):  # no ClassLabel
+        return bytes.decode if feature.np_dtype == np.object_ else str
+
+    def name(value: int) -> str:
+        if value < 0:
+            raise ValueError(
+                f"An example has the label {value}, which means that it has none, expected a class for all: pass "
+                "examples=... to leave the others out."
+            )
+        return feature.int2str(value)
+
+    return name
 
 
 def _number(values: list[str]) -> tuple[np.ndarray, list[str]]:
