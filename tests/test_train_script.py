@@ -113,7 +113,10 @@ def test_a_run_interrupted_by_ctrl_c_goes_on_and_ends_as_an_undisturbed_one(scri
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--task=imagenet"], "--task=imagenet: value should be one of <mnist1d|sinusoid|omniglot|mini_imagenet>"),
+        (
+            ["--task=imagenet"],
+            "--task=imagenet: value should be one of <mnist1d|sinusoid|omniglot|mini_imagenet|tiered_",
+        ),
         (["--steps=many"], "--steps=many"),
         (["--ways=1"], "--ways=1"),
         (["--inner_learning_rate=-1"], "--inner_learning_rate=-1: -1.0 is not a non-negative number"),
@@ -147,7 +150,8 @@ def test_help_reads_like_documentation(script, tmp_path):
             shown = f"--[no]{flag.name}:" if flag.boolean else f"--{flag.name}:"
             assert done.stdout.count(shown) == 1 and flag.help
     text = " ".join(done.stdout.split())
-    assert "Number of meta-updates [2000, 2000, 4000, 4000]." in text and "Classes in a task [3, -, 5, 5]." in text
+    assert "Number of meta-updates [2000, 2000, 4000, 4000, 4000, 4000, 4000]." in text
+    assert "Classes in a task [3, -, 5, 5, 5, 5, 5]." in text
 
 
 def test_examples_of_the_help_are_valid(script):

@@ -7,7 +7,6 @@ touches the data. Nothing is remembered from one episode to the next, so a strea
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +14,7 @@ import tensorflow as tf
 from tf_metagrad._types import Task
 
 RNG = "philox"
+GROUP = 32  # episodes drawn in one call; each call of its own would cost more than a small draw
 
 _MINIMUM = {
     "ways": (2, "a classification task tells at least two classes apart"),
@@ -65,7 +65,7 @@ def check_shape(size: tuple[int, int], channels: int = 3) -> None:
 
 
 def stream(
-    draw: Callable[[tf.Tensor], Any],
+    draw: Callable[[tf.Tensor], tf.Tensor],
     assemble: Callable[..., Task],
     *,
     meta_batch: int,
@@ -92,15 +92,22 @@ def stream(
             "lower start."
         )
 
-    def episode(number: tf.Tensor) -> Any:
-        return draw(tf.stack([tf.constant(seed, tf.int64), number]))
+    group = max(size for size in range(1, GROUP + 1) if meta_batch % size == 0)
+
+    def episodes(number: tf.Tensor) -> tf.Tensor:
+        numbers = number * group + tf.range(group, dtype=tf.int64)
+        keys = tf.stack([tf.fill([group], tf.constant(seed, tf.int64)), numbers], axis=1)
+        return tf.stack([draw(key) for key in tf.unstack(keys)])
 
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-    draws = tf.data.Dataset.counter(start * meta_batch).map(episode, **parallel)
+    draws = tf.data.Dataset.counter(start * meta_batch // group).map(episodes, **parallel)
     if load is not None:
-        count = draws.element_spec.shape[0]
-        draws = draws.unbatch().map(load, **parallel).batch(count, drop_remainder=True)
-    return draws.batch(meta_batch, drop_remainder=True).map(assemble, **parallel).prefetch(tf.data.AUTOTUNE)
+        count = draws.element_spec.shape[1]
+        draws = draws.unbatch().unbatch().map(load, **parallel).batch(count, drop_remainder=True)
+        draws = draws.batch(meta_batch, drop_remainder=True)
+    elif group < meta_batch:
+        draws = draws.rebatch(meta_batch, drop_remainder=True)
+    return draws.map(assemble, **parallel).prefetch(tf.data.AUTOTUNE)
 
 
 def from_source(

@@ -146,14 +146,14 @@ def _read_all(paths: list[pathlib.Path], shape: tuple[int, int, int]) -> Iterato
     """
     load = functools.partial(_read_image, shape=shape)
     images = tf.data.Dataset.from_tensor_slices(tf.constant(list(map(str, paths)), tf.string))
-    images = images.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(256)
+    images = images.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(64)
     done = 0
     try:
         for part in images.prefetch(1).as_numpy_iterator():
             done += len(part)
             yield part
     except tf.errors.OpError as error:  # it does not say which file
-        for path in paths[done : done + 256]:
+        for path in paths[done : done + 64]:
             _check_image(path, shape[2])
         raise ValueError(f"The images cannot be read ({error.message[:200]}), expected JPEG or PNG files.") from error
 

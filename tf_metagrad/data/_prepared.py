@@ -107,7 +107,7 @@ def _batches(folder: str, split: str, image: str, label: str, shape: tuple[int, 
         return _manual.decode_sized(example[image], shape[1:]), example[label]
 
     name = _namer(builder.info.features[label])
-    decoded = examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(512).prefetch(1)
+    decoded = examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(64).prefetch(1)
     for part, labels in decoded.as_numpy_iterator():
         yield part, [name(value) for value in labels.tolist()]
 
