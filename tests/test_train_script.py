@@ -352,6 +352,20 @@ def test_bad_settings_end_in_a_sentence_and_leave_no_folder(script, tmp_path, ar
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("task", "messages"),
+    [
+        ("tiered_imagenet", ["lacks train_images_png.pkl,", "manual/tiered_imagenet", "github.com/renmengye/few-shot"]),
+        ("cifar_fs", ["CIFAR-100, of which CIFAR-FS is made, is not in", "tfds build cifar100 --data_dir="]),
+        ("fc100", ["CIFAR-100, of which FC100 is made, is not in", "tfds build cifar100 --data_dir="]),
+    ],
+)
+def test_missing_files_end_in_a_sentence(script, task, messages, tmp_path):
+    sentence = script.call(f"--task={task}", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}")
+    assert "\n" not in sentence and all(message in sentence for message in messages), sentence
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_dataset_says_how_to_get_it(script, tmp_path):
     sentence = script.call("--task=omniglot", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}")
     assert (

@@ -1,4 +1,4 @@
-"""`train/train.py` on datasets whose files are small copies, or missing."""
+"""`train/train.py` on datasets whose files are small copies."""
 
 import json
 import os
@@ -23,7 +23,8 @@ def run(*arguments):
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("task", ["cifar_fs", pytest.param("tiered_imagenet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["cifar_fs", "tiered_imagenet"])
 def test_a_short_run_ends_well(task, cifar100, tmp_path):
     options = [f"--data_dir={cifar100}"]
     if task == "tiered_imagenet":
@@ -32,18 +33,3 @@ def test_a_short_run_ends_well(task, cifar100, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "result.json").read_text())["count"] == 2
     assert (tmp_path / "out" / "saved_model" / "saved_model.pb").exists()
-
-
-@pytest.mark.parametrize(
-    ("task", "messages"),
-    [
-        ("tiered_imagenet", ["lacks train_images_png.pkl,", "manual/tiered_imagenet", "github.com/renmengye/few-shot"]),
-        ("cifar_fs", ["CIFAR-100, of which CIFAR-FS is made, is not in", "tfds build cifar100 --data_dir="]),
-        ("fc100", ["CIFAR-100, of which FC100 is made, is not in", "tfds build cifar100 --data_dir="]),
-    ],
-)
-def test_missing_files_end_in_a_sentence(task, messages, tmp_path):
-    done = run(f"--task={task}", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}")
-    assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-    assert all(message in done.stderr for message in messages), done.stderr
-    assert not (tmp_path / "out").exists()
