@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tf_metagrad._types import Task
 
-RNG = "philox"
+PHILOX = 1  # as TensorFlow numbers its generators
 GROUP = 32  # episodes drawn in one call; each call of its own would cost more than a small draw
 
 _MINIMUM = {
@@ -64,6 +64,20 @@ def check_shape(size: tuple[int, int], channels: int = 3) -> None:
         raise ValueError(f"channels is {str(channels)[:80]}, expected 3 for colours or 1 for grey: choose one.")
 
 
+def random_integers(count: int, seed: tf.Tensor) -> tf.Tensor:
+    """Returns all of int32, uniformly: `tf.random.stateless_uniform(..., alg="philox")`, in fewer operations."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[count], key=key, counter=counter, alg=PHILOX, dtype=tf.int32
+    )
+
+
+def random_uniform(count: int, seed: tf.Tensor) -> tf.Tensor:
+    """Returns float32 in [0, 1), uniformly; see `random_integers`."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    return tf.raw_ops.StatelessRandomUniformV2(shape=[count], key=key, counter=counter, alg=PHILOX)
+
+
 def stream(
     draw: Callable[[tf.Tensor], tf.Tensor],
     assemble: Callable[..., Task],
@@ -100,13 +114,16 @@ def stream(
         return tf.stack([draw(key) for key in tf.unstack(keys)])
 
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-    draws = tf.data.Dataset.counter(start * meta_batch // group).map(episodes, **parallel)
-    if load is not None:
+    numbers = tf.data.Dataset.counter(start * meta_batch // group)
+    if load is None and group == meta_batch:  # one call for a batch
+        return numbers.map(lambda number: assemble(episodes(number)), **parallel).prefetch(tf.data.AUTOTUNE)
+    draws = numbers.map(episodes, **parallel)
+    if load is None:
+        draws = draws.rebatch(meta_batch, drop_remainder=True)
+    else:
         count = draws.element_spec.shape[1]
         draws = draws.unbatch().unbatch().map(load, **parallel).batch(count, drop_remainder=True)
         draws = draws.batch(meta_batch, drop_remainder=True)
-    elif group < meta_batch:
-        draws = draws.rebatch(meta_batch, drop_remainder=True)
     return draws.map(assemble, **parallel).prefetch(tf.data.AUTOTUNE)
 
 
@@ -182,9 +199,7 @@ def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int,
     order, counts, first = (tf.constant(a, tf.int32) for a in (order, counts, np.cumsum(counts) - counts))
 
     def draw(key: tf.Tensor) -> tf.Tensor:
-        bits = tf.random.stateless_uniform(
-            [classes + ways * longest], key, minval=None, maxval=None, dtype=tf.int32, alg=RNG
-        )
+        bits = random_integers(classes + ways * longest, key)
         chosen = tf.math.top_k(bits[:classes], ways).indices
         exists = tf.range(longest) < tf.gather(counts, chosen)[:, tf.newaxis]
         rank = tf.where(exists, tf.reshape(bits[classes:], [ways, longest]), tf.int32.min)
