@@ -24,7 +24,8 @@ TESTS = [
     "tests/test_versions.py", "tests/test_layout.py", "tests/test_checks.py", "tests/test_linear_solve.py",
     "tests/test_export.py", "tests/test_hostile.py", "tests/test_second_order.py", "tests/data/test_episodes.py",
     "tests/data/test_sinusoid.py", "tests/data/test_mini_imagenet.py", "tests/data/test_mini_imagenet_hostile.py",
-    "tests/data/test_pickles.py", "tests/data/test_mini_imagenet_errors.py",
+    "tests/data/test_pickles.py", "tests/data/test_mini_imagenet_errors.py", "tests/data/test_tiered_imagenet.py",
+    "tests/data/test_cifar_fs.py", "tests/data/test_from_folder.py", "tests/data/test_from_tfds.py",
     "--deselect=tests/test_second_order.py::test_hvp_equals_central_differences[LSTM]",
     "--deselect=tests/test_second_order.py::test_hvp_equals_central_differences[GRU]",
 ]  # fmt: skip

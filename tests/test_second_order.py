@@ -129,7 +129,7 @@ def test_the_correction_is_needed_here(float64, name):
 def test_fused_batch_norm_of_a_user():
     """The kernel is float32 only, and so are its differences."""
     model = stack((2, 2, 2), layers.Conv2D(3, 1), FusedBatchNorm(), layers.Activation("tanh"))
-    parts = problem(model, examples=2)
+    parts = problem(model, examples=2)  # few: what is lost would be in proportion to 1 / (n - 1)
     _, hvp, *_ = parts[0].curvature(*parts[1:])
     reference = difference(*parts, step=1e-2)
     assert np.linalg.norm(ravel(hvp) - reference) < 5e-3 * np.linalg.norm(reference)
@@ -142,14 +142,6 @@ def test_corrected_functions_keep_their_values(float64):
         with correct_second_derivatives():
             ours = tf.nn.moments(x, axes, keepdims=keepdims)
         assert all(np.allclose(a, b, atol=1e-14) and a.shape == b.shape for a, b in zip(plain, ours, strict=True))
-    image = tf.random.stateless_normal([4, 3, 3, 2], seed=[0, 2])
-    arguments = (image, tf.constant([1.5, 0.5]), tf.constant([0.1, 0.2]))
-    for factor in (1.0, 0.3):
-        stored = {"mean": tf.ones(2), "variance": tf.ones(2), "exponential_avg_factor": factor}
-        plain = tf.compat.v1.nn.fused_batch_norm(*arguments, **stored)
-        with correct_second_derivatives():
-            ours = tf.compat.v1.nn.fused_batch_norm(*arguments, **stored)
-        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(plain, ours, strict=True))
 
 
 @pytest.mark.parametrize("options", [{}, {"half_pixel_centers": True}, {"align_corners": True}], ids=str)
@@ -163,10 +155,10 @@ def test_bilinear_resize_keeps_its_values(options):
 
 
 def test_tensorflow_and_keras_are_left_as_they_were():
-    from tensorflow.python.ops import gen_nn_ops, nn_impl
+    from tensorflow.python.ops import nn_impl
 
     def functions():
-        return nn_impl.moments, gen_nn_ops.fused_batch_norm_v3, layers.BatchNormalization.call
+        return nn_impl.moments, gen_image_ops.resize_bilinear, layers.BatchNormalization.call
 
     before, seen = functions(), {}
     x = tf.constant([[1.0], [3.0]])

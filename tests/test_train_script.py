@@ -113,7 +113,10 @@ def test_a_run_interrupted_by_ctrl_c_goes_on_and_ends_as_an_undisturbed_one(scri
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--task=imagenet"], "--task=imagenet: value should be one of <mnist1d|sinusoid|omniglot|mini_imagenet>"),
+        (
+            ["--task=imagenet"],
+            "--task=imagenet: value should be one of <mnist1d|sinusoid|omniglot|mini_imagenet|tiered_",
+        ),
         (["--steps=many"], "--steps=many"),
         (["--ways=1"], "--ways=1"),
         (["--inner_learning_rate=-1"], "--inner_learning_rate=-1: -1.0 is not a non-negative number"),
@@ -153,7 +156,8 @@ def test_help_reads_like_documentation(script, tmp_path):
             shown = f"--[no]{flag.name}:" if flag.boolean else f"--{flag.name}:"
             assert done.stdout.count(shown) == 1 and flag.help
     text = " ".join(done.stdout.split())
-    assert "Number of meta-updates [2000, 2000, 4000, 4000]." in text and "Classes in a task [3, -, 5, 5]." in text
+    assert "Number of meta-updates [2000, 2000, 4000, 4000, 4000, 4000, 4000]." in text
+    assert "Classes in a task [3, -, 5, 5, 5, 5, 5]." in text
 
 
 def test_examples_of_the_help_are_valid(script):
@@ -358,6 +362,20 @@ def test_bad_settings_end_in_a_sentence_and_leave_no_folder(script, tmp_path, ar
     assert sentence.startswith("train.py: ") and "\n" not in sentence
     assert all(part in sentence for part in message.split(".*"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "messages"),
+    [
+        ("tiered_imagenet", ["lacks train_images_png.pkl,", "manual/tiered_imagenet", "github.com/renmengye/few-shot"]),
+        ("cifar_fs", ["CIFAR-100, of which CIFAR-FS is made, is not in", "tfds build cifar100 --data_dir="]),
+        ("fc100", ["CIFAR-100, of which FC100 is made, is not in", "tfds build cifar100 --data_dir="]),
+    ],
+)
+def test_missing_files_end_in_a_sentence(script, task, messages, tmp_path):
+    sentence = script.call(f"--task={task}", f"--data_dir={tmp_path}", f"--output={tmp_path / 'out'}")
+    assert "\n" not in sentence and all(message in sentence for message in messages), sentence
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_dataset_says_how_to_get_it(script, tmp_path):

@@ -7,7 +7,8 @@
 
 It prints a table and a recommendation; the output folder holds comparison.csv, comparison.json and comparison.png.
 Where no estimator fits the budget, it says which one comes nearest and exits with status 1. Most of the time goes into
-compilation. A flag left out takes the default of its task, in brackets: [mnist1d, sinusoid, omniglot, mini_imagenet].
+compilation. A flag left out takes the default of its task, in brackets: [mnist1d, sinusoid, omniglot, mini_imagenet,
+tiered_imagenet, cifar_fs, fc100].
 """
 
 import contextlib

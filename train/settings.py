@@ -28,6 +28,7 @@ DEFAULTS = {
         meta_learning_rate=1e-3, filters=32, pool=True,
     ),
 }  # fmt: skip
+DEFAULTS |= {name: DEFAULTS["mini_imagenet"] for name in ("tiered_imagenet", "cifar_fs", "fc100")}
 ESTIMATOR = "MAML"
 
 # The groups of train.py's --help. The first three are the run's configuration; what is in RUN and FILES may change from

@@ -25,6 +25,16 @@ def _classifier(model: keras.Model):
     return model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), ["accuracy"]
 
 
+def _cifar100(make_tasks: Callable) -> TaskKind:
+    return TaskKind(
+        lambda s: _classifier(mg.models.conv2d(s["ways"], (32, 32, 3), filters=s["filters"], pool=s["pool"])),
+        lambda split, sizes, options: make_tasks(
+            split, **sizes, data_dir=options["data_dir"], download=options["download"]
+        ),
+        ("ways", "shots", "queries", "meta_batch"),
+    )
+
+
 TASKS = {
     "mnist1d": TaskKind(
         lambda s: _classifier(mg.models.conv1d(s["ways"])),
@@ -51,6 +61,15 @@ TASKS = {
         ),
         ("ways", "shots", "queries", "meta_batch"),
     ),
+    "tiered_imagenet": TaskKind(
+        lambda s: _classifier(mg.models.conv2d(s["ways"], (84, 84, 3), filters=s["filters"], pool=s["pool"])),
+        lambda split, sizes, options: mg.data.tiered_imagenet(
+            split, **sizes, data_dir=options["data_dir"], manual_dir=options["manual_dir"]
+        ),
+        ("ways", "shots", "queries", "meta_batch"),
+    ),
+    "cifar_fs": _cifar100(mg.data.cifar_fs),
+    "fc100": _cifar100(mg.data.fc100),
 }
 
 

@@ -4,6 +4,8 @@
   python train/train.py --task=sinusoid --estimator=MAML       regression of sine waves
   python train/train.py --task=omniglot --ways=20 --shots=5    Omniglot; --download fetches it
   python train/train.py --task=mini_imagenet --manual_dir=D    mini-ImageNet, from files in the folder D
+  python train/train.py --task=tiered_imagenet --manual_dir=D  the same of tiered-ImageNet
+  python train/train.py --task=cifar_fs --download             CIFAR-FS, or fc100; --download fetches CIFAR-100
   python train/train.py --schedule="0: FOMAML, 300: MAML"      cheap gradients first, then exact ones
   python train/train.py --adapt=head                           ANIL: only the layer named `head` adapts
   python train/train.py --inner=proximal --estimator=FOBMAML   first-order, by perturbed inner problems
@@ -12,7 +14,8 @@ The output folder holds config.json, history.csv, curve.png, result.json (means 
 after every inner step), checkpoints/, logs/ (TensorBoard) and saved_model/. The same command on the same folder goes on
 from the last checkpoint, whatever ended the run before, and ends with the same numbers; another configuration is
 refused. SIGTERM writes a checkpoint at once (exit status 143).
-A flag left out takes the default of its task, given in brackets: [mnist1d, sinusoid, omniglot, mini_imagenet].
+A flag left out takes the default of its task, given in brackets: [mnist1d, sinusoid, omniglot, mini_imagenet,
+tiered_imagenet, cifar_fs, fc100].
 --log_steps and --profile_steps show in TensorBoard what a step costs and does: docs/profiling.md.
 TF_CPP_MIN_LOG_LEVEL=0 in the environment shows what TensorFlow has to say.
 """

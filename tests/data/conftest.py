@@ -35,3 +35,11 @@ def prepared(quiet, tmp_path_factory):
     mini_imagenet(data_dir=data, manual_dir=manual, **files.SMALL)
     shutil.rmtree(manual)
     return data
+
+
+@pytest.fixture(scope="session")
+def cifar100(tmp_path_factory):
+    """A folder in which TensorFlow Datasets finds a small CIFAR-100."""
+    import cifar100_files as files
+
+    return files.write(tmp_path_factory.mktemp("cifar100"))

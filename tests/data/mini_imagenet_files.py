@@ -1,10 +1,10 @@
-"""A small mini-ImageNet in the files that users have, and pickles as several Pythons write them."""
+"""A small mini-ImageNet in the files that users have."""
 
 import pickle
-import struct
 import zipfile
 
 import numpy as np
+import python2
 import tensorflow as tf
 
 SPLITS = ("train", "val", "test")
@@ -67,26 +67,6 @@ def cache(split):
 def write_caches(folder, protocol=2):
     for split in SPLITS:
         content = cache(split)
-        data = python2_pickle(content) if protocol == "Python 2" else pickle.dumps(content, protocol)
+        data = python2.dumps(content) if protocol == "Python 2" else pickle.dumps(content, protocol)
         (folder / f"mini-imagenet-cache-{split}.pkl").write_bytes(data)
     return folder
-
-
-def python2_pickle(content):
-    """What Python 2 and its NumPy write at protocol 2: texts and the array's bytes as `str`."""
-
-    def text(value):
-        return b"T" + struct.pack("<i", len(value)) + value
-
-    def whole(value):
-        return b"J" + struct.pack("<i", value)
-
-    images = content["image_data"]
-    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85U\x01b\x87R"
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    shape = b"(" + b"".join(map(whole, images.shape)) + b"t"
-    array += b"(K\x01" + shape + dtype + b"\x89" + text(images.tobytes()) + b"tb"
-    classes = b"}("
-    for label, row in content["class_dict"].items():
-        classes += text(label.encode()) + b"](" + b"".join(map(whole, row)) + b"e"
-    return b"\x80\x02}(" + text(b"image_data") + array + text(b"class_dict") + classes + b"u" + b"u."

@@ -174,8 +174,9 @@ def test_start_far_away_costs_nothing():
 
 def test_tasks_do_not_depend_on_the_meta_batch():
     x, y = identified([12] * 9)
-    wide, narrow = (tasks_of(from_arrays(x, y, **{**SIZES, "meta_batch": size}), 21) for size in (7, 1))
+    wide, narrow, many = (tasks_of(from_arrays(x, y, **{**SIZES, "meta_batch": size}), 21) for size in (7, 1, 37))
     assert_same(wide, narrow)
+    assert_same(many, narrow)
 
 
 def test_seeds_and_episodes_differ():

@@ -9,14 +9,15 @@ import tensorflow as tf
 pytest.importorskip("tensorflow_datasets")
 import mini_imagenet_files as files
 
-from tf_metagrad.data import _mini_imagenet, _mini_imagenet_builder, mini_imagenet
+from tf_metagrad.data import _mini_imagenet_builder, _prepared, mini_imagenet
 
 SMALL = files.SMALL
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def loaded(data, split):
-    return _mini_imagenet.load_images(str(data / "mini_imagenet" / "1.0.0"), split)
+    images, labels, names = _prepared.read(str(data / "mini_imagenet" / "1.0.0"), split)
+    return images, np.array(names)[labels]
 
 
 def decoded(split, label, k):

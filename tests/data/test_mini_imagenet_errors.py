@@ -41,7 +41,7 @@ def test_errors(prepared, tmp_path, monkeypatch):
         mini_imagenet("val")
     with pytest.raises(ValueError, match="shots is 0"):
         mini_imagenet(shots=0)
-    with pytest.raises(ValueError, match=r"The class 'n00' of mini-ImageNet's train split has 4 images, .* = 5: lower"):
+    with pytest.raises(ValueError, match=r"class 'n00' has 4 examples, .* = 5: lower"):
         mini_imagenet(data_dir=prepared, **{**SMALL, "queries": 4})
     with pytest.raises(ValueError, match="ways is 5 and y holds 3 classes"):
         mini_imagenet(data_dir=prepared, **{**SMALL, "ways": 5})

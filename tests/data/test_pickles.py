@@ -3,9 +3,9 @@
 import os
 import pickle
 
-import mini_imagenet_files as files
 import numpy as np
 import pytest
+import python2
 from hostile import check_sentence, few, refused, watched
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ pytest.importorskip("tensorflow_datasets")
 from tf_metagrad.data import _mini_imagenet_builder, _pickles
 
 SMALL = {"image_data": np.arange(2 * 84 * 84 * 3, dtype=np.uint8).reshape(2, 84, 84, 3), "class_dict": {"a": [1, 0]}}
-WHOLE = {protocol: pickle.dumps(SMALL, protocol) for protocol in (2, 5)} | {"Python 2": files.python2_pickle(SMALL)}
+WHOLE = {protocol: pickle.dumps(SMALL, protocol) for protocol in (2, 5)} | {"Python 2": python2.dumps(SMALL)}
 
 
 @pytest.fixture(scope="module")

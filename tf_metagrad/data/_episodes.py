@@ -1,4 +1,4 @@
-"""Few-shot episodes from labelled arrays, as a `tf.data` pipeline that any machine reproduces.
+"""Few-shot episodes of labelled examples, as a `tf.data` pipeline that any machine reproduces.
 
 Episode number i of a stream is a pure function of (seed, i). The pipeline counts episodes, turns each number into
 random bits with a stateless generator (Philox, named explicitly, so that no device picks another), and only then
@@ -6,15 +6,15 @@ touches the data. Nothing is remembered from one episode to the next, so a strea
 """
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tf_metagrad._types import Task
 
-RNG = "philox"
+PHILOX = 1  # as TensorFlow numbers its generators
+GROUP = 32  # episodes drawn in one call; each call of its own would cost more than a small draw
 
 _MINIMUM = {
     "ways": (2, "a classification task tells at least two classes apart"),
@@ -23,6 +23,7 @@ _MINIMUM = {
     "meta_batch": (1, "a batch holds at least one task"),
     "start": (0, "it counts the batches to skip from the beginning of the stream"),
     "seed": (0, "any whole number from 0 to 2**63 - 1 names a stream"),
+    "split_seed": (0, "it names an order of the classes"),
 }
 
 
@@ -48,13 +49,43 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}: choose one of these.")
 
 
+def check_shape(size: tuple[int, int], channels: int = 3) -> None:
+    """Raises ValueError unless `size` is a height and a width in pixels, and `channels` is 1 or 3."""
+    try:
+        height, width = map(operator.index, size)
+        valid = 0 < height <= 10_000 and 0 < width <= 10_000
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"size is {str(size)[:80]}, expected height and width in pixels, from 1 to 10000: pass (84, 84), say."
+        )
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {str(channels)[:80]}, expected 3 for colours or 1 for grey: choose one.")
+
+
+def random_integers(count: int, seed: tf.Tensor) -> tf.Tensor:
+    """Returns all of int32, uniformly: `tf.random.stateless_uniform(..., alg="philox")`, in fewer operations."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[count], key=key, counter=counter, alg=PHILOX, dtype=tf.int32
+    )
+
+
+def random_uniform(count: int, seed: tf.Tensor) -> tf.Tensor:
+    """Returns float32 in [0, 1), uniformly; see `random_integers`."""
+    key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
+    return tf.raw_ops.StatelessRandomUniformV2(shape=[count], key=key, counter=counter, alg=PHILOX)
+
+
 def stream(
-    draw: Callable[[tf.Tensor], Any],
+    draw: Callable[[tf.Tensor], tf.Tensor],
     assemble: Callable[..., Task],
     *,
     meta_batch: int,
     seed: int,
     start: int,
+    load: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
     """Counts episodes, draws each from its own key, and assembles batches of them, without end.
 
@@ -64,6 +95,7 @@ def stream(
         meta_batch: tasks in a batch.
         seed: names the stream.
         start: number of the first batch.
+        load: replaces each number of a draw, which is then a vector, one by one and many at a time.
 
     Returns:
         An infinite dataset of what `assemble` returns.
@@ -74,90 +106,77 @@ def stream(
             "lower start."
         )
 
-    def episode(number: tf.Tensor) -> Any:
-        return draw(tf.stack([tf.constant(seed, tf.int64), number]))
+    group = max(size for size in range(1, GROUP + 1) if meta_batch % size == 0)
+
+    def episodes(number: tf.Tensor) -> tf.Tensor:
+        numbers = number * group + tf.range(group, dtype=tf.int64)
+        keys = tf.stack([tf.fill([group], tf.constant(seed, tf.int64)), numbers], axis=1)
+        return tf.stack([draw(key) for key in tf.unstack(keys)])
 
     parallel = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
-    draws = tf.data.Dataset.counter(start * meta_batch).map(episode, **parallel)
-    return draws.batch(meta_batch, drop_remainder=True).map(assemble, **parallel).prefetch(tf.data.AUTOTUNE)
+    numbers = tf.data.Dataset.counter(start * meta_batch // group)
+    if load is None and group == meta_batch:  # one call for a batch
+        return numbers.map(lambda number: assemble(episodes(number)), **parallel).prefetch(tf.data.AUTOTUNE)
+    draws = numbers.map(episodes, **parallel)
+    if load is None:
+        draws = draws.rebatch(meta_batch, drop_remainder=True)
+    else:
+        count = draws.element_spec.shape[1]
+        draws = draws.unbatch().unbatch().map(load, **parallel).batch(count, drop_remainder=True)
+        draws = draws.batch(meta_batch, drop_remainder=True)
+    return draws.map(assemble, **parallel).prefetch(tf.data.AUTOTUNE)
 
 
-def from_arrays(
-    x: Any,
-    y: Any,
+def from_source(
+    fetch: Callable[[tf.Tensor], tf.Tensor],
+    labels: np.ndarray,
     *,
     ways: int,
     shots: int,
     queries: int,
     meta_batch: int,
-    seed: int = 0,
-    start: int = 0,
+    seed: int,
+    start: int,
+    positions: np.ndarray | None = None,
+    names: Sequence[str] | None = None,
     transform: Callable[[tf.Tensor], tf.Tensor] | None = None,
+    load: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
-    """Few-shot classification tasks drawn from labelled examples.
-
-    A task takes `ways` of the classes in y, without replacement and in random order: the class drawn first becomes
-    label 0, and so on. From each it takes `shots + queries` different examples, the first `shots` for the support set
-    and the others for the query set, so that the two never overlap. Examples stand class by class, in label order.
-    Every ordered choice is equally likely, classes of unequal size included.
-
-    The examples are held once, in the type given, in host memory. uint8 becomes float32 in [0, 1] as batches are
-    made, other floating-point types become float32, and the rest (token ids, say) stay what they are; `transform`
-    replaces this.
-
-    The stream never ends: `.take(n)` gives n batches, and `start=n` the same stream from batch n on. Task number i
-    depends on the data, `ways`, `shots`, `queries`, `seed` and i alone, whatever the machine, the process or
-    `meta_batch`.
+    """Few-shot tasks from labelled examples, wherever they are: only the drawn ones are fetched.
 
     Args:
-        x: examples, shape [examples, ...].
-        y: integer class of each example, shape [examples]; the values themselves are arbitrary.
-        ways: classes in a task.
+        fetch: maps positions, int32 [meta_batch, count], to examples [meta_batch, count, ...], within the pipeline;
+            with `load` it gets examples already.
+        labels: integer class of each example that may be drawn, shape [examples].
+        ways: as for `from_arrays`, like the five after it.
         shots: support examples per class.
         queries: query examples per class.
         meta_batch: tasks in a batch.
         seed: names the stream.
-        start: number of the first batch, for resuming.
-        transform: applied in the pipeline, in place of the conversion above, to the support and to the query examples
-            of a batch, each of shape [meta_batch, count, ...] and of x's type; it keeps the first two axes.
+        start: number of the first batch.
+        positions: what `fetch` knows these examples by, shape [examples]; None for 0, 1, 2 and so on.
+        names: what messages call class number i, in place of the number.
+        transform: as for `from_arrays`.
+        load: maps one position to one example, in place of `fetch`: for examples that take work of their own.
 
     Returns:
-        An infinite `tf.data.Dataset` of `Task`: support_x [meta_batch, ways * shots, ...], support_y int32
-        [meta_batch, ways * shots], query_x [meta_batch, ways * queries, ...], query_y int32 [meta_batch, ways *
-        queries].
+        The dataset that `from_arrays` describes.
 
     Raises:
-        ValueError: the arrays or the sizes do not make episodes; the message says what to change.
-
-    Example:
-        >>> import numpy as np
-        >>> import tf_metagrad as mg
-        >>> x, y = np.zeros([60, 28, 28, 1], np.uint8), np.arange(60) // 10
-        >>> tasks = mg.data.from_arrays(x, y, ways=5, shots=1, queries=3, meta_batch=4, seed=0)
-        >>> task = next(iter(tasks))
-        >>> print(task.support_x.shape, task.query_x.shape, task.query_x.dtype.name)
-        (4, 5, 28, 28, 1) (4, 15, 28, 28, 1) float32
-        >>> print(task.query_y[0].numpy())
-        [0 0 0 1 1 1 2 2 2 3 3 3 4 4 4]
-
-    References:
-        Vinyals et al., 2016, Matching Networks for One Shot Learning, https://arxiv.org/abs/1606.04080
+        ValueError: too few classes, a class of too few examples, or a transform that loses an axis.
     """
-    check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
-    with tf.device("CPU:0"):  # where tf.data runs; a copy on an accelerator would be fetched back for every batch
-        examples, labels = _converted("x", tf.convert_to_tensor, x), _converted("y", np.asarray, y)
-        order, counts = _group_by_class(examples, labels, ways, shots + queries)
-        draw = _index_sampler(order, counts, ways, shots, queries)
-    convert = transform or _to_float
-    labels = [tf.repeat(tf.range(ways), per_class) for per_class in (shots, queries)]
+    order, counts = _group_by_class(labels, ways, shots + queries, names)
+    convert, local = transform or _to_float, [tf.repeat(tf.range(ways), count) for count in (shots, queries)]
+    with tf.device("CPU:0"):
+        draw = _index_sampler(order if positions is None else positions[order], counts, ways, shots, queries)
 
-    def assemble(support: tf.Tensor, query: tf.Tensor) -> Task:
+    def assemble(drawn: tf.Tensor) -> Task:
         x_and_y = []
-        for index, label in zip((support, query), labels, strict=True):
-            x_and_y += [convert(tf.gather(examples, index)), tf.tile(label[tf.newaxis], [meta_batch, 1])]
+        for part, label in zip(tf.split(drawn, [ways * shots, ways * queries], axis=1), local, strict=True):
+            x_and_y += [convert(fetch(part)), tf.tile(label[tf.newaxis], [meta_batch, 1])]
         return Task(*x_and_y)
 
-    tasks = stream(draw, assemble, meta_batch=meta_batch, seed=seed, start=start)
+    tasks = stream(draw, assemble, meta_batch=meta_batch, seed=seed, start=start, load=load)
     _check_transformed(tasks.element_spec, meta_batch, ways * shots, ways * queries)
     return tasks
 
@@ -169,7 +188,7 @@ def _to_float(x: tf.Tensor) -> tf.Tensor:
 
 
 def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int, queries: int) -> Callable:
-    """Returns the function from an episode's key to the positions of its support and of its query examples.
+    """Returns the function from an episode's key to the positions of its support examples and then of the others.
 
     One random integer per class and one per example of the chosen classes: the largest `ways`, then the largest
     `shots + queries` of each row, are random ordered subsets. Short classes are padded with the smallest integer,
@@ -179,43 +198,22 @@ def _index_sampler(order: np.ndarray, counts: np.ndarray, ways: int, shots: int,
     classes, longest = len(counts), int(counts.max())
     order, counts, first = (tf.constant(a, tf.int32) for a in (order, counts, np.cumsum(counts) - counts))
 
-    def draw(key: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        bits = tf.random.stateless_uniform(
-            [classes + ways * longest], key, minval=None, maxval=None, dtype=tf.int32, alg=RNG
-        )
+    def draw(key: tf.Tensor) -> tf.Tensor:
+        bits = random_integers(classes + ways * longest, key)
         chosen = tf.math.top_k(bits[:classes], ways).indices
         exists = tf.range(longest) < tf.gather(counts, chosen)[:, tf.newaxis]
         rank = tf.where(exists, tf.reshape(bits[classes:], [ways, longest]), tf.int32.min)
         members = tf.math.top_k(rank, shots + queries).indices
         index = tf.gather(order, tf.gather(first, chosen)[:, tf.newaxis] + members)
-        return tf.reshape(index[:, :shots], [-1]), tf.reshape(index[:, shots:], [-1])
+        return tf.concat([tf.reshape(part, [-1]) for part in tf.split(index, [shots, queries], axis=1)], axis=0)
 
     return draw
 
 
-def _converted(name: str, convert: Callable, value: Any) -> Any:
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError, MemoryError, tf.errors.OpError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(
-            f"{name} of type {type(value).__name__} does not make an array ({reason}), expected one: "
-            "pass an array of numbers, or lists of equal lengths."
-        ) from error
-
-
-def _group_by_class(x: tf.Tensor, y: np.ndarray, ways: int, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """Checks the data; returns the positions of the examples, class after class, and the size of every class."""
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(
-            f"y has dtype {y.dtype} and shape {y.shape}, expected one integer per example: "
-            "pass class numbers (for one-hot rows, y.argmax(-1))."
-        )
-    if x.shape.rank == 0 or x.shape[0] != len(y):
-        raise ValueError(
-            f"x has shape {tuple(x.shape)} and y has {len(y)} labels, expected as many examples as labels: "
-            "pass arrays whose first axes agree."
-        )
+def _group_by_class(
+    y: np.ndarray, ways: int, per_class: int, names: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks the classes; returns the positions of the examples, class after class, and the size of every class."""
     classes, counts = np.unique(y, return_counts=True)
     if ways > len(classes):
         raise ValueError(
@@ -224,17 +222,11 @@ def _group_by_class(x: tf.Tensor, y: np.ndarray, ways: int, per_class: int) -> t
         )
     if counts.min() < per_class:
         small = np.argmin(counts)
+        shown = classes[small] if names is None else repr(names[classes[small]])
         raise ValueError(
-            f"class {classes[small]} has {counts[small]} examples, expected at least shots + queries = {per_class}: "
+            f"class {shown} has {counts[small]} examples, expected at least shots + queries = {per_class}: "
             "lower shots or queries, or drop the class."
         )
-    if x.dtype.is_floating:
-        finite = tf.reduce_all(tf.math.is_finite(tf.reshape(x, [len(y), -1])), axis=1).numpy()
-        if not finite.all():
-            raise ValueError(
-                f"x holds NaN or infinity in {np.sum(~finite)} of {len(y)} examples, the first at position "
-                f"{np.argmin(finite)}, expected finite values: repair or drop these examples."
-            )
     return np.argsort(y, kind="stable"), counts
 
 

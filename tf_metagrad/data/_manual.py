@@ -81,6 +81,11 @@ def check_inside(name: str, where: str) -> None:
         )
 
 
+def fingerprint(files: list[pathlib.Path]) -> dict[str, int]:
+    """Returns the name and the size of every file; folders count as 0."""
+    return {path.name: path.stat().st_size if path.is_file() else 0 for path in files}
+
+
 class Images:
     """A folder or a ZIP archive of images, read in place.
 
@@ -162,12 +167,13 @@ class Images:
             )
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Returns a JPEG or PNG image as uint8 [height, width, 3].
+def decode_image(data: bytes, name: str, channels: int = 3) -> np.ndarray:
+    """Returns a JPEG or PNG image as uint8 [height, width, channels].
 
     Args:
         data: the bytes of the file.
         name: its name, for the message.
+        channels: 3 for colours, 1 for grey.
 
     Raises:
         ValueError: another format, a truncated or damaged file, or more than `PIXELS` pixels.
@@ -176,13 +182,31 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         height, width = _measure(data)
         if not 0 < height * width <= PIXELS:
             raise ValueError(f"{width} by {height} pixels, where at most {PIXELS} in all are read")
-        return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE").numpy()  # and PNG, says its page
+        return decode(data, channels).numpy()
     except (ValueError, tf.errors.OpError) as error:
         reason = error.message if isinstance(error, tf.errors.OpError) else str(error)
         raise ValueError(
             f"The image {name!r} cannot be read ({' '.join(reason.split())[:200]}), expected a whole JPEG or PNG file: "
-            "fetch the images again, or take the line out."
+            "fetch it again, or leave it out."
         ) from error
+
+
+def decode(data: tf.Tensor | bytes, channels: int = 3) -> tf.Tensor:
+    """Returns a JPEG or PNG image as uint8 [height, width, channels], the same on every machine, in any context."""
+    return tf.io.decode_jpeg(data, channels=channels, dct_method="INTEGER_ACCURATE")  # and PNG, says its page
+
+
+def resize(image: tf.Tensor | np.ndarray, size: tuple[int, int]) -> tf.Tensor:
+    """Returns a uint8 image at the height and width `size`, by LANCZOS3 with antialiasing, as MAML's script does."""
+    small = tf.image.resize(image, size, method=tf.image.ResizeMethod.LANCZOS3, antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(small), 0, 255), tf.uint8)
+
+
+def decode_sized(data: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
+    """Returns a JPEG or PNG image as uint8 of this height, width and number of channels, resized where need be."""
+    image = decode(data, shape[2])
+    image = tf.cond(tf.reduce_all(tf.shape(image)[:2] == shape[:2]), lambda: image, lambda: resize(image, shape[:2]))
+    return tf.ensure_shape(image, shape)
 
 
 def _measure(data: bytes) -> tuple[int, int]:

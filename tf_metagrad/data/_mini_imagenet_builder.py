@@ -6,10 +6,8 @@ Importing this module registers it: `tfds.load("mini_imagenet")` then works as f
 import io
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tf_metagrad.data import _manual, _pickles
@@ -51,11 +49,6 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
-def fingerprint(files: list[pathlib.Path]) -> dict[str, int]:
-    """Returns the name and the size of every file; folders count as 0."""
-    return {path.name: path.stat().st_size if path.is_file() else 0 for path in files}
-
-
 def read_tables(files: list[pathlib.Path]) -> dict[str, list[tuple[str, str]]]:
     """Returns for each table the (label, file name) of its lines, in order.
 
@@ -89,11 +82,14 @@ def read_cache(path: pathlib.Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """
     content = _pickles.load(path)
     try:
-        parts = {_name(key): value for key, value in content.items()}
-        images, classes = parts["image_data"], {_name(key): value for key, value in parts["class_dict"].items()}
+        parts = {_pickles.check_text(key): value for key, value in content.items()}
+        images, classes = (
+            parts["image_data"],
+            {_pickles.check_text(key): value for key, value in parts["class_dict"].items()},
+        )
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
             raise TypeError("image_data is no uint8 array of shape [n, 84, 84, 3]")
-        positions = {label: _positions(classes[label], len(images)) for label in sorted(classes)}
+        positions = {label: _pickles.check_numbers(classes[label], len(images)) for label in sorted(classes)}
         together = np.concatenate([*positions.values(), np.zeros(0, np.int64)])
         if not classes or len(np.unique(together)) < len(together):
             raise ValueError("class_dict has no class, or an image in two places")
@@ -103,28 +99,6 @@ def read_cache(path: pathlib.Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             "with image_data, uint8 [n, 84, 84, 3], and class_dict, positions by class name: fetch the file again."
         ) from error
     return images, positions
-
-
-def _name(key: Any) -> str:
-    name = key.decode() if isinstance(key, bytes) else key
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise TypeError("a name is no text")
-    return name
-
-
-def _positions(value: Any, count: int) -> np.ndarray:
-    if not isinstance(value, np.ndarray) and not all(type(position) is int for position in value):
-        raise TypeError("a position is no whole number")
-    positions = np.asarray(value, np.int64)
-    if positions.ndim != 1 or not len(positions) or positions.min() < 0 or positions.max() >= count:
-        raise ValueError(f"the positions of a class are not between 0 and {count - 1}")
-    return positions
-
-
-def resized(image: np.ndarray) -> np.ndarray:
-    """Returns the image at 84x84, by `tf.image.ResizeMethod.LANCZOS3` with antialiasing, as MAML's script does."""
-    small = tf.image.resize(image, [SIZE, SIZE], method=tf.image.ResizeMethod.LANCZOS3, antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(small), 0, 255), tf.uint8).numpy()
 
 
 class MiniImagenet(tfds.core.GeneratorBasedBuilder):
@@ -151,7 +125,7 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         files = find_files(pathlib.Path(dl_manager.manual_dir))
-        self.info.metadata["files"] = fingerprint(files)
+        self.info.metadata["files"] = _manual.fingerprint(files)
         if len(files) == 3:
             return {split: self._of_cache(path) for split, path in zip(SPLITS, files, strict=True)}
         rows = read_tables(files)
@@ -165,7 +139,9 @@ class MiniImagenet(tfds.core.GeneratorBasedBuilder):
             for number, (label, name) in enumerate(rows):
                 data = images.read(name)
                 image = _manual.decode_image(data, name)
-                whole = io.BytesIO(data) if image.shape == (SIZE, SIZE, 3) else resized(image)
+                whole = (
+                    io.BytesIO(data) if image.shape == (SIZE, SIZE, 3) else _manual.resize(image, (SIZE, SIZE)).numpy()
+                )
                 yield number, {"image": whole, "class_name": label, "file_name": name}
 
     def _of_cache(self, path: pathlib.Path) -> Iterator:

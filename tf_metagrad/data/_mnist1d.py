@@ -6,7 +6,7 @@ import random
 import numpy as np
 import tensorflow as tf
 
-from tf_metagrad.data import _episodes
+from tf_metagrad.data import _arrays, _episodes
 
 EXAMPLES = 12_000
 
@@ -62,7 +62,7 @@ def mnist1d(
     _episodes.check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
     curves = generate(EXAMPLES)
     x, y = (curves["x"], curves["y"]) if split == "train" else (curves["x_test"], curves["y_test"])
-    return _episodes.from_arrays(
+    return _arrays.from_arrays(
         x[..., np.newaxis].astype(np.float32),
         y,
         ways=ways,

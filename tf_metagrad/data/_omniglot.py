@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_metagrad.data import _episodes
+from tf_metagrad.data import _arrays, _episodes, _tfds
 
 CHARACTERS = 1623
 SIZE = 28
@@ -76,9 +76,9 @@ def omniglot(
     """
     _episodes.check_choice("split", split, tuple(SPLITS))
     _episodes.check_sizes(ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
-    images, labels = load_drawings(_find_dataset(data_dir, download))
+    images, labels = load_drawings(_tfds.find("omniglot", "Omniglot", data_dir, download))
     x, y = select_classes(images, labels, split, rotations)
-    return _episodes.from_arrays(
+    return _arrays.from_arrays(
         x, y, ways=ways, shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start
     )
 
@@ -94,27 +94,6 @@ def select_classes(
     x = np.concatenate([np.rot90(images[kept], k, axes=(1, 2)) for k in turns])
     y = np.concatenate([labels[kept] + CHARACTERS * k for k in turns])
     return x, y
-
-
-def _find_dataset(data_dir: str | os.PathLike | None, download: bool) -> str:
-    """Returns the folder of the prepared dataset, after preparing it if asked to."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            "Omniglot is read by the package tensorflow-datasets, not found: "
-            "pip install tensorflow-datasets importlib_resources."
-        ) from error
-    builder = tfds.builder("omniglot", data_dir=data_dir)
-    if download:
-        builder.download_and_prepare()
-    elif not builder.is_prepared():
-        raise FileNotFoundError(
-            f"Omniglot is not in {builder.data_path}, expected it as TensorFlow Datasets prepares it: "
-            f"run `tfds build omniglot --data_dir={builder.data_path.parent.parent}`, pass another data_dir, "
-            "or pass download=True."
-        )
-    return os.fspath(builder.data_path)
 
 
 @functools.cache

@@ -22,7 +22,8 @@ _PLAIN = (
     "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
 )
 INSTRUCTIONS = frozenset(_PLAIN.split())
-TUPLES = 10_000  # tuples nested deeper than the C stack would crash the interpreter when they are hashed
+TUPLES = 10_000  # tuples nested deeper than the C stack would crash the interpreter when they are hashed, as keys
+_DICTS = ("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS")
 
 _NUMPY = {f"{package}.{module}" for package in ("numpy.core", "numpy._core") for module in ("multiarray", "numeric")}
 
@@ -57,16 +58,35 @@ def load(path: str | os.PathLike) -> Any:
             ) from error
 
 
+def check_text(value: Any) -> str:
+    """Returns a text of a pickle, of Python 2 or 3; raises TypeError or ValueError where it is none, or unprintable."""
+    text = value.decode() if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not text or not text.isprintable():
+        raise TypeError("a name is no text")
+    return text
+
+
+def check_numbers(value: Any, count: int) -> np.ndarray:
+    """Returns numbers of a pickle as int64; raises TypeError or ValueError unless all are whole, in [0, count)."""
+    if not isinstance(value, np.ndarray) and not all(type(number) is int for number in value):
+        raise TypeError("a number is not whole")
+    numbers = np.asarray(value, np.int64)
+    if numbers.ndim != 1 or not len(numbers) or numbers.min() < 0 or numbers.max() >= count:
+        raise ValueError(f"the numbers of images or classes are not between 0 and {count - 1}")
+    return numbers
+
+
 def _look_through(file: Any) -> None:
-    tuples = 0
+    tuples, dicts = 0, False
     for count, (instruction, argument, position) in enumerate(pickletools.genops(file)):
         if instruction.name not in INSTRUCTIONS:
             raise pickle.UnpicklingError(f"instruction {instruction.name} at byte {position}")
         if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count + 1:
             raise pickle.UnpicklingError(f"memo {argument} at byte {position}")
         tuples += instruction.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
-        if tuples > TUPLES:
-            raise pickle.UnpicklingError(f"more than {TUPLES} tuples")
+        dicts = dicts or instruction.name in _DICTS
+        if dicts and tuples > TUPLES:
+            raise pickle.UnpicklingError(f"dicts and more than {TUPLES} tuples")
 
 
 def _reason(error: Exception) -> str:

@@ -48,7 +48,7 @@ def sinusoid(
     _episodes.check_sizes(shots=shots, queries=queries, meta_batch=meta_batch, seed=seed, start=start)
 
     def draw(key: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_uniform([2 + shots + queries], key, alg=_episodes.RNG)
+        return _episodes.random_uniform(2 + shots + queries, key)
 
     def assemble(uniform: tf.Tensor) -> Task:
         amplitude, phase, x = tf.split(uniform[..., tf.newaxis], [1, 1, shots + queries], axis=1)
