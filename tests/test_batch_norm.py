@@ -110,7 +110,7 @@ def make_learner(**options):
     body = []
     for _ in range(2):
         body += [
-            layers.Conv2D(4, 3, padding="same", dtype=dtype),
+            layers.Conv2D(4, 3, padding="same"),
             layers.BatchNormalization(),
             layers.Activation("tanh"),
         ]
