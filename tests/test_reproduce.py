@@ -43,7 +43,7 @@ def test_a_figure_writes_numbers_picture_and_settings_and_is_left_alone_afterwar
     about = json.loads((folder / "settings.json").read_text())
     assert about["command"] == "python train/reproduce.py --figure=binom_figure_2 --size=small"
     assert len(rows) == len(about["settings"]["alphas"]) * 3 * 3 * (about["settings"]["steps"] + 1)
-    assert all(float(r["found"]) <= float(r["corrected"]) + 1e-9 for r in rows)
+    assert all(float(r["found"]) <= float(r["corrected"]) + 1e-5 for r in rows)
     assert any(float(r["found"]) > float(r["printed"]) + 0.1 for r in rows)  # what docs/results.md says of (12a), (12b)
     changed = (folder / "numbers.csv").stat().st_mtime_ns
     assert "is there already" in call("--figure=binom_figure_2", f"--results={tmp_path}").stdout

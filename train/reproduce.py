@@ -49,8 +49,9 @@ def versions() -> dict[str, str]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as CSV; the columns are the keys in the order of their first use."""
+    """Return the rows as CSV, numbers to six digits; the columns are the keys in the order of their first use."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    rows = [{key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

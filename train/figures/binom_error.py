@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_metagrad as mg
 from figures.precision import float64
 
-_SIZE = {"steps": 5, "alphas": [0.001, 0.01, 0.1], "panel_a_L": 4, "tasks": 10, "points": 10, "seed": 0}
+_SIZE = {"steps": 5, "alphas": [0.001, 0.003, 0.01, 0.1], "panel_a_L": 4, "tasks": 10, "points": 10, "seed": 0}
 SIZES = {"small": _SIZE | {"batches": 50}, "paper": _SIZE | {"batches": 1000}}
 
 
