@@ -124,7 +124,7 @@ def test_adapted_weights_predict_or_are_refused(learner, weights, x):
 def test_a_path_is_one_or_refused(learner, path):
     module, written = sys.modules["tf_metagrad.export"], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_write_whole", lambda served, path: written.append(path))
+        patch.setattr(module, "_write_whole", lambda served, path, about: written.append(path))
         patch.setattr(module, "Served", lambda learner: None)
         try:
             with refused():

@@ -1,7 +1,6 @@
 """Peak memory of a call: what the allocator counts, what the process grows by, and their order between estimators."""
 
 import pathlib
-import statistics
 import time
 
 import keras
@@ -88,6 +87,5 @@ def test_perturbed_problems_need_the_memory_of_fomaml(kind, jit_compile):
         )  # fmt: skip
         step = _measure.make_step(learner, learner.estimator)
         step(batch, 0)
-        sizes = [_memory._allocated(lambda s=step: s(batch, 0), "CPU:0") for _ in range(5)]
-        peaks.append(statistics.median(sizes))
+        peaks.append(max(_memory._allocated(lambda s=step: s(batch, 0), "CPU:0") for _ in range(9)))  # of any order
     assert peaks[1] < 1.05 * peaks[0] and peaks[0] > 2**22

@@ -44,6 +44,7 @@ class MetaUpdate:
         """Store the learner."""
         self.learner, self.has_metrics, self._built_metrics = learner, False, False
         self._updates: dict[tuple[Callable, bool], Callable] = {}
+        self._metrics_of = tf.function(learner.metrics_of, autograph=False)
         self._example = None
 
     # The gradient ------------------------------------------------------------------------------------------------
@@ -207,6 +208,11 @@ class MetaUpdate:
             self.learner.reset_metrics()
             self.count_metrics(y_true, y_pred)
             return self.metrics()
+
+    def compiled_metrics(self, tasks: Task, predictions: Any) -> Callable:
+        """Return `MetaLearner.metrics_of` as one compiled function, for predictions like these."""
+        self._build_metrics(tasks, predictions)
+        return self._metrics_of
 
     def _build_metrics(self, tasks: Task, predictions: Any) -> None:
         """Let Keras make its metric variables, which it does at the first call, outside of the compiled step."""

@@ -56,14 +56,13 @@ def judge(
 
     kind = "curve" if every_step else "evaluate"
     function = learner.compiled_function(kind, inner, lambda t, s: learner.use(body, t, s, inner=inner)[1])
-    metrics_of = tf.function(learner.metrics_of, autograph=False)
     rows: list[list[dict[str, float]] | None] = []
     for index, batch in enumerate(tasks):
         batch = learner.check_tasks(batch)
         losses, predictions, failed = function(batch, seed + index)
         faults = _diagnostics.faults(losses[:, -1], failed, inner, f" in batch {index} of the evaluation")
         _diagnostics.raise_or_log(dict(list(faults.items())[: count - len(rows)]), on_nonfinite)
-        learner.metrics_of(batch.query_y, tf.nest.map_structure(lambda t: t[:, -1], predictions))  # makes variables
+        metrics_of = learner.compiled_metrics(batch, tf.nest.map_structure(lambda t: t[:, -1], predictions))
         for i in range(losses.shape[0]):
             y_true = tf.nest.map_structure(lambda t: t[i : i + 1], batch.query_y)  # noqa: B023
             one = tf.nest.map_structure(lambda t: t[i], (losses, predictions))  # noqa: B023

@@ -156,9 +156,7 @@ class MetaLearner(TaskModel):
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
             self.optimizer.build(self.meta_variables)
-        self._loss_tracker = (
-            None  # a run counts its losses itself; a tracker is summed over the workers when it is read
-        )
+        self._loss_tracker = None  # a run counts its losses itself; reading a tracker would sum it over the workers
         reduce_before_clipping(self.optimizer, self.distribute_strategy)
         self._meta_update = MetaUpdate(self)  # what was traced has the former optimizer and metrics
         self._meta_update.has_metrics = bool(metrics)
@@ -329,6 +327,10 @@ class MetaLearner(TaskModel):
         self.reset_metrics()
         self._meta_update.count_metrics(y_true, y_pred)
         return self._meta_update.metrics()
+
+    def compiled_metrics(self, tasks: Task, predictions: Any) -> Callable:
+        """Return `metrics_of` as one compiled function, for predictions like these."""
+        return self._meta_update.compiled_metrics(tasks, predictions)
 
     def metrics_alone(self, y_true: Any, y_pred: Any) -> dict[str, tf.Tensor]:
         """Do what `metrics_of` does; the running values stay as they are."""
