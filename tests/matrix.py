@@ -22,7 +22,8 @@ WORK = ROOT / ".matrix"
 MINORS = range(10, 14)
 TESTS = [
     "tests/test_versions.py", "tests/test_layout.py", "tests/test_checks.py", "tests/test_linear_solve.py",
-    "tests/test_export.py", "tests/test_hostile.py", "tests/test_second_order.py", "tests/data/test_episodes.py",
+    "tests/test_export.py", "tests/test_hostile.py", "tests/test_second_order.py", "tests/test_batch_norm.py",
+    "tests/test_batches.py", "tests/test_evaluation.py", "tests/data/test_episodes.py",
     "tests/data/test_sinusoid.py", "tests/data/test_mini_imagenet.py", "tests/data/test_mini_imagenet_hostile.py",
     "tests/data/test_pickles.py", "tests/data/test_mini_imagenet_errors.py", "tests/data/test_tiered_imagenet.py",
     "tests/data/test_cifar_fs.py", "tests/data/test_from_folder.py", "tests/data/test_from_tfds.py",
