@@ -91,7 +91,7 @@ class Epochs:
                 next_batch(self.stream, step, self.learner.check_tasks),
                 tf.constant(self.seed + step, tf.int64),
             )
-            with tf.profiler.experimental.Trace("meta_update", step_num=step, _r=1):  # a profile's mark of a step
+            with tf.profiler.experimental.Trace("meta_update", step_num=step + 1, _r=1):  # a profile's mark of a step
                 updated = self.learner.update(batch, seed, self.on_nonfinite, where, full=self.scalars is not None)
             if self.scalars:
                 self.scalars.finish(batch, seed, updated)

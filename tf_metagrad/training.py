@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from tf_metagrad._checkpoints import Checkpoints
 from tf_metagrad._checks import as_seed
@@ -112,6 +113,8 @@ def train(
         check_validation(learner, validation, validation_count)
     shown = (learner, directory, log_steps, reference_estimator, workers.is_chief)
     scalars = StepScalars(*shown) if log_steps else None
+    if profile_steps and profile_steps[0] > steps - checkpoints.step:
+        logging.warning("profile_steps=%s traces nothing: %d steps are left.", profile_steps, steps - checkpoints.step)
     logs_to = [] if directory is None or not workers.is_chief else [TensorBoard(directory, profile_steps)]
     callbacks = keras.callbacks.CallbackList(
         [*callbacks, *logs_to], add_history=True, add_progbar=verbose != 0, model=learner,

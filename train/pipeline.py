@@ -98,12 +98,15 @@ def run(settings: Settings, options: Settings, termination: Any) -> None:
     learner = make_learner(settings, schedule[0])
     termination.begin()  # again, for TensorFlow's server of a worker takes the signal
     workers = Workers(learner.distribute_strategy)
+    test = stream("test", settings, options)
     output = pathlib.Path(options["output"] or f"runs/{settings['task']}")
     with output_folder(output, settings) if workers.is_chief else contextlib.nullcontext():
         device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
         place = f"the {device}" + (f" as worker {workers.index} of {workers.count}" if workers.count > 1 else "")
         estimator = settings["schedule"] or settings["estimator"]
         print(f"Training on {settings['task']} with {estimator}, on {place}. Output: {output}", flush=True)
+        if last := tf.train.latest_checkpoint(str(output / "checkpoints")):
+            print(f"Going on from step {last.rpartition('-')[2]} of {settings['steps']}.", flush=True)
         history = HistoryFile(output / "history.csv") if workers.is_chief else None
         with termination.deferred():
             try:
@@ -111,21 +114,21 @@ def run(settings: Settings, options: Settings, termination: Any) -> None:
             except mg.Preempted:
                 termination.requested = True  # it may have been of another worker
         if workers.is_chief:
-            judge(learner, settings, options, output, history)
+            judge(learner, settings, options, test, output, history)
         workers.gather(0)  # the others wait, and so fail where the chief does
     workers.leave()
 
 
 def judge(
-    learner: mg.MetaLearner, settings: Settings, options: Settings, output: pathlib.Path, history: HistoryFile
-) -> None:
+    learner: mg.MetaLearner, settings: Settings, options: Settings, test: tf.data.Dataset, output: pathlib.Path,
+    history: HistoryFile,
+) -> None:  # fmt: skip
     """Draw the learning curve, evaluate on unseen tasks, export."""
     if history.rows:
         with writing(f"The learning curve of {str(output)!r}", _ADVICE):
             history.plot(output / "curve.png")
     count = settings["evaluation_tasks"]
     print(f"Evaluating on {count} unseen tasks ...", flush=True)
-    test = stream("test", settings, options)
     curve = learner.adaptation_curve(test, count, on_nonfinite=settings["on_nonfinite"])
     write_json(output / "result.json", curve[-1]._asdict() | {"curve": [point._asdict() for point in curve]})
     with writing(f"The SavedModel of {str(output)!r}", _ADVICE):

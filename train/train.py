@@ -13,7 +13,7 @@
 The output folder holds config.json, history.csv, curve.png, result.json (means and 95 % intervals on unseen tasks,
 after every inner step), checkpoints/, logs/ (TensorBoard) and saved_model/. The same command on the same folder goes on
 from the last checkpoint, whatever ended the run before, and ends with the same numbers; another configuration is
-refused. SIGTERM writes a checkpoint at once (exit status 143).
+refused. SIGTERM writes a checkpoint after the step at hand (exit status 143; `make train` turns any into 2).
 A flag left out takes the default of its task, given in brackets: [mnist1d, sinusoid, omniglot, mini_imagenet,
 tiered_imagenet, cifar_fs, fc100].
 --log_steps and --profile_steps show in TensorBoard what a step costs and does: docs/profiling.md.

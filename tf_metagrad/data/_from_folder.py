@@ -116,7 +116,14 @@ def _find_files(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
             f"The folder {str(folder)!r} holds no folder, expected one for every class, with its images: give the "
             "folder above the images."
         )
-    return {path.name: sorted(filter(_is_image, path.iterdir())) for path in classes}
+    files = {path.name: sorted(filter(_is_image, path.iterdir())) for path in classes}
+    empty = [name for name, images in files.items() if not images]
+    if empty:
+        raise FileNotFoundError(
+            f"The folder {str(folder / empty[0])!r} of a class holds no image, expected files ending in "
+            f"{', '.join(SUFFIXES)}: add images, or remove the folder."
+        )
+    return files
 
 
 def _is_image(path: pathlib.Path) -> bool:
