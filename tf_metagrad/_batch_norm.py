@@ -47,12 +47,15 @@ class _Batch(NamedTuple):
     epsilon: float
 
     def project(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return p_u, mean(x^ u) and mean(u)."""
+        """Return p_u, mean(x^ u) and mean(u).
+
+        The mean of p_u, zero but for rounding, is taken off: the layer before multiplies it by the mean of its inputs.
+        """
         p, product, total = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=u, x=self.x, scale=tf.ones_like(self.rate), reserve_space_1=self.saved[0],
             reserve_space_2=self.saved[1], reserve_space_3=self.saved[2], epsilon=self.epsilon, is_training=True,
         )[:3]  # fmt: skip
-        return p, product / self.count, total / self.count
+        return p - tf.reduce_mean(p, _AXES), product / self.count, total / self.count
 
     def affine(self, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
         """Return scale x^ + offset."""
@@ -70,12 +73,14 @@ def batch_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
         epsilon: added to the variance.
     """
     with record.stop_recording():
+        shift = tf.reduce_mean(x, _AXES)  # the kernel loses digits where the mean is far above the deviation
+        centred = x - shift
         y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
-            x=x, scale=scale, offset=offset, mean=[], variance=[], epsilon=epsilon, is_training=True
+            x=centred, scale=scale, offset=offset, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
         count = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
         variance = variance * (tf.maximum(count - 1, 1) / count)  # the kernel divides by n - 1
-        batch = _Batch(x, mean, tf.math.rsqrt(variance + epsilon), tuple(saved), count, epsilon)
+        batch = _Batch(centred, mean, tf.math.rsqrt(variance + epsilon), tuple(saved), count, epsilon)
 
     def backward(dy):
         return _gradient(batch, dy, x, scale)
@@ -84,7 +89,7 @@ def batch_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
         return [scale * batch.project(x_t)[0] + batch.affine(scale_t, offset_t)]
 
     record.record_operation("BatchNorm", [y], [x, scale, offset], backward, forward)
-    return y, mean, variance
+    return y, mean + shift, variance
 
 
 def _gradient(batch: _Batch, dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor) -> list[tf.Tensor]:
@@ -129,9 +134,10 @@ def fused_batch_normalization() -> Iterator[None]:
 
 
 def _fits(layer: keras.layers.BatchNormalization, x: tf.Tensor) -> bool:
-    """Return whether the kernel does what the layer does in training."""
+    """Return whether the kernel does what the layer does in training; a user's subclass may do anything."""
     return (
-        layer.trainable
+        type(layer) is keras.layers.BatchNormalization
+        and layer.trainable
         and not layer.synchronized
         and not getattr(layer, "renorm", False)  # newer than the oldest Keras
         and x.shape.rank in (3, 4, 5)
