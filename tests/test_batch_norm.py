@@ -8,7 +8,7 @@ from keras import layers
 from references import ravel, relative_error
 
 import tf_metagrad as mg
-from tf_metagrad._batch_norm import batch_norm, fused_batch_normalization
+from tf_metagrad._batch_norm import _fits, batch_norm, fused_batch_normalization
 from tf_metagrad._hvp import forward_over_reverse, reverse_over_reverse, value_and_gradient
 
 RNG = np.random.default_rng(0)
@@ -105,6 +105,24 @@ def test_the_layer_does_what_keras_does(shape, options):
         np.testing.assert_array_equal(mine(x, training=False), expected)
 
 
+def test_what_the_kernel_has_not_is_left_to_keras():
+    class Own(layers.BatchNormalization):
+        def _moments(self, inputs, mask):
+            mean, variance = super()._moments(inputs, mask)
+            return mean, 4 * variance
+
+    x = RNG.normal(2.0, 3.0, size=(6, 7, 3)).astype("float32")
+    mask = np.arange(42).reshape(6, 7) % 3 > 0
+    for kind, options in ((Own, {}), (layers.BatchNormalization, {"mask": mask})):
+        mine, own = kind(), kind()
+        expected = own(x, training=True, **options)
+        with fused_batch_normalization():
+            found = mine(x, training=True, **options)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(mine.moving_variance, own.moving_variance)
+    assert not _fits(layers.BatchNormalization(synchronized=True), tf.constant(x))
+
+
 def make_learner(**options):
     keras.utils.set_random_seed(1)
     body = []
@@ -156,3 +174,54 @@ def test_meta_gradients_equal_those_in_float64(in_float64, estimator, execution)
     learner.model.set_weights(weights)
     found = gradients(learner, make_tasks("float32"), estimator)
     assert relative_error([found], [expected[str(estimator)]]) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("execution", "jit_compile"), [("loop", False), ("map", False), ("vectorize", False), ("map", True)]
+)
+def test_the_kernel_is_used_where_it_is_said(execution, jit_compile):
+    learner = make_learner(execution=execution)
+    tasks = learner.check_tasks(make_tasks("float32"))
+    chosen = learner.execution._replace(jit_compile=jit_compile)
+    run = tf.function(lambda: learner.estimate(tasks, 0, execution=chosen)[0], autograph=False)
+    graph = run.get_concrete_function().graph.as_graph_def()
+    operations = {node.op for function in graph.library.function for node in function.node_def}
+    assert ("FusedBatchNormV3" in operations) == (execution != "vectorize" and not jit_compile)
+
+
+@pytest.mark.parametrize("mean", [30, 300])
+def test_no_digits_are_lost_where_the_mean_is_far_above_the_deviation(in_float64, mean):
+    """Inputs that nobody normalised: the error is that of plain operations, which vectorised tasks have."""
+    weights, tasks, errors = in_float64[0], make_tasks("float32"), []
+    for part in (tasks.support_x, tasks.query_x):
+        part += mean
+    exact = exactly(weights, tasks)
+    for execution in ("loop", "vectorize"):
+        learner = make_learner(execution=execution)
+        learner.model.set_weights(weights)
+        errors.append(relative_error([gradients(learner, tasks, ESTIMATORS[0])], [exact]))
+    assert errors[0] < 3 * errors[1]
+
+
+def exactly(weights, tasks):
+    """Return the meta-gradient in float64."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        learner = make_learner(execution="map")
+        learner.model.set_weights(weights)
+        doubled = mg.Task(*(np.asarray(part, "float64") if part.dtype == "float32" else part for part in tasks))
+        return gradients(learner, doubled, ESTIMATORS[0])
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_served_model_adapts_to_any_number_of_examples(tmp_path):
+    learner = make_learner(execution="loop")
+    served = tf.saved_model.load(mg.export(learner, tmp_path / "served")).signatures["adapt_and_predict"]
+    task = make_tasks("float32")
+    for count in (3, 6):
+        xs, ys, xq = task.support_x[0, :count], tf.cast(task.support_y[0, :count], tf.int32), task.query_x[0, :5]
+        expected = learner.predict_adapted(learner.adapt(xs, ys), xq)
+        assert relative_error([served(support_x=xs, support_y=ys, query_x=xq)["predictions"]], [expected]) < 1e-5

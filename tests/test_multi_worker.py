@@ -155,6 +155,8 @@ TWO = {"worker": ["a:1", "b:2"]}
         {"cluster": TWO, "task": {"type": "chief", "index": 0}},
         {"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 0}},
         {"cluster": {"worker": ["a", "b:1"]}, "task": {"type": "worker", "index": 0}},
+        {"cluster": {"worker": ["a:0", "b:1"]}, "task": {"type": "worker", "index": 0}},
+        {"cluster": {"worker": ["a:65536", "b:1"]}, "task": {"type": "worker", "index": 0}},
         {"cluster": {"worker": [1, 2]}, "task": {"type": "worker", "index": 0}},
     ],
 )  # fmt: skip

@@ -186,6 +186,14 @@ def test_a_step_that_skips_a_task_describes_the_others(float64, written, tmp_pat
         assert with_bad[name] == pytest.approx(written[1][name], rel=1e-12), name
 
 
+def test_a_step_that_skips_every_task_tells_time_and_memory(float64, written, tmp_path):
+    wrong = batch(0)
+    wrong.support_x[:] *= 1e200
+    options = {"on_nonfinite": "skip", "log_steps": 1, "steps": 2}
+    train(make_learner(FOMAML()), tasks=tasks([wrong, batch(1)]), directory=tmp_path, **options)
+    assert written[1].keys() == {"step/milliseconds", "step/tasks_per_second", "memory/peak_mib"} < written[2].keys()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
