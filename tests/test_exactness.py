@@ -168,8 +168,14 @@ def test_limits_hold_exactly(float64, kind, steps):
     assert relative_error([fomaml], [maml]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["tanh", "conv", "attention"])
-@pytest.mark.parametrize("estimator", [MAML(), BinomMAML(2), Reptile()], ids=str)
+RUN = [(kind, e) for kind in ("tanh", "conv", "attention") for e in (MAML(), BinomMAML(2), Reptile())]
+
+
+@pytest.mark.parametrize(
+    ("kind", "estimator"),
+    [pytest.param(*each, marks=pytest.mark.slow if each == ("attention", BinomMAML(2)) else ()) for each in RUN],
+    ids=str,
+)
 def test_every_way_to_run_gives_the_same_numbers(float64, kind, estimator):
     results = {}
     ways = [("loop", False), ("map", False), ("vectorize", False)]
