@@ -21,7 +21,9 @@ from peers import report, workloads
 from peers.driver import Worker
 from peers.report import REFERENCE, Row
 
-_WORKLOADS = flags.DEFINE_list("workloads", list(workloads.WORKLOADS), "What to run.")
+_WORKLOADS = flags.DEFINE_list(
+    "workloads", list(workloads.WORKLOADS), "What to run; where empty, what `--output` has is printed."
+)
 _LIBRARIES = flags.DEFINE_list("libraries", list(report.LIBRARIES), "Which libraries.")
 _VARIANTS = flags.DEFINE_string("variants", "", "Only variants whose 'library: variant' this expression matches.")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "Turns of each variant.", 1)
@@ -29,9 +31,11 @@ _TURN = flags.DEFINE_float("turn", 0.1, "Seconds of a turn, which is one step at
 _KEEP = flags.DEFINE_integer("keep", 2, "Variants of each library that have all turns.", 1)
 _FIRST = flags.DEFINE_bool("first", True, "Measure the time to the first result.")
 _STEPS = flags.DEFINE_bool("steps", True, "Measure steps and compare gradients.")
-_ONLY_FIRST = flags.DEFINE_bool("only_first", False, "The same as --nosteps.")
+_DOUBLE = flags.DEFINE_bool("double", True, "Compare gradients in float64, too.")
+_ONLY_FIRST = flags.DEFINE_bool("only_first", False, "The same as --nosteps --nodouble.")
 _OUTPUT = flags.DEFINE_string("output", None, "A CSV file; the rows it has already are kept or replaced.")
 _SMALL = flags.DEFINE_bool("small", False, "Nets and tasks of a size to try this script with.")
+_IN_DOUBLE = {"ours": "as chosen", "torch": "create_graph, by task", "jax": "mixed, scan, tasks map"}
 _ALWAYS = ("as chosen", "meta_gradient")  # what users get is always measured
 
 
@@ -40,9 +44,9 @@ def wanted(worker: Worker) -> list[str]:
     return [v for v in worker.variants if v != REFERENCE and re.search(_VARIANTS.value, f"{worker.library}: {v}")]
 
 
-def start(library: str, name: str, path: pathlib.Path) -> Worker:
+def start(library: str, name: str, path: pathlib.Path, *options: str) -> Worker:
     """Return the process of a library."""
-    return Worker(library, name, path, _SMALL.value)
+    return Worker(library, name, path, *options, *(["--small"] if _SMALL.value else []))
 
 
 def first_results(name: str, path: pathlib.Path) -> list[Row]:
@@ -104,6 +108,17 @@ def steps(name: str, path: pathlib.Path, workers: list[Worker]) -> list[Row]:
     return rows
 
 
+def in_double(name: str, path: pathlib.Path) -> list[Row]:
+    """Return how far the libraries are from each other where they compute in float64."""
+    rows, reference = [], None
+    for library in sorted(_LIBRARIES.value, key="torch".__ne__):
+        with start(library, name, path, "--double") as worker:
+            gradient, _ = worker.gradient(_IN_DOUBLE[library], path.parent / "gradient.npz")
+        reference = gradient if reference is None else reference
+        rows.append(Row(name, library, _IN_DOUBLE[library], double=relative(gradient, reference)))
+    return rows
+
+
 def measured_steps(name: str, path: pathlib.Path) -> list[Row]:
     """Start the libraries, measure, and end them."""
     workers = []
@@ -127,9 +142,13 @@ def main(argv: list[str]) -> None:
                 rows = report.merge(rows, first_results(name, path), ("first",))
             if _STEPS.value and not _ONLY_FIRST.value:
                 rows = report.merge(rows, measured_steps(name, path), ("median", "least", "rounds", "error", "to_ours"))
+            if _DOUBLE.value and not _ONLY_FIRST.value:
+                rows = report.merge(rows, in_double(name, path), ("double",))
         if _OUTPUT.value:
             report.write(rows, pathlib.Path(_OUTPUT.value))
-        print(f"\n### {name}\n\n{report.table([r for r in rows if r.workload == name])}\n", flush=True)
+        print(report.table(rows, name), flush=True)
+    for name in [] if _WORKLOADS.value else dict.fromkeys(row.workload for row in rows):
+        print(report.table(rows, name))
     print(report.summary(rows))
 
 

@@ -16,9 +16,9 @@ _WORKER = pathlib.Path(__file__).with_name("worker.py")
 class Worker:
     """A library with one workload loaded. While it waits it is stopped by a signal, so that no idle thread spins."""
 
-    def __init__(self, library: str, workload: str, path: pathlib.Path, small: bool = False):
+    def __init__(self, library: str, workload: str, path: pathlib.Path, *options: str):
         """Start the process and wait until data and weights are loaded."""
-        command = [sys.executable, str(_WORKER), library, workload, str(path), *(["--small"] if small else [])]
+        command = [sys.executable, str(_WORKER), library, workload, str(path), *options]
         pipe = subprocess.PIPE
         self.library = library
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)

@@ -21,7 +21,7 @@ def _norm(w: Weights, i: int, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max-pooling as three maxima: far faster to differentiate than `reduce_window` on a CPU."""
+    """2x2 max-pooling as maxima: on a CPU a little faster to differentiate than `reduce_window`."""
     x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])

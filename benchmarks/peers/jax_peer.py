@@ -102,9 +102,10 @@ def meta_gradient(work: Workload, mode: Callable, loop: str, tasks: str) -> Call
     return jax.jit(stacked if tasks != "unrolled" else lambda theta, batch: stack_mean(each(theta, batch, one)))
 
 
-def prepare(work: Workload, path: pathlib.Path) -> tuple[dict[str, Callable[[], Any]], Callable]:
+def prepare(work: Workload, path: pathlib.Path, double: bool) -> tuple[dict[str, Callable[[], Any]], Callable]:
     """Return the variants, and what makes one float64 vector and the loss of their results."""
-    tasks, weights = workloads.read(path)
+    tasks, weights = workloads.read(path, double)
+    jax.config.update("jax_enable_x64", double)
     theta = {name: jnp.asarray(w) for name, w in workloads.pack(weights).items()}
     batch = [jnp.asarray(tasks[name]) for name in TASK]
     separate = [[jnp.asarray(tasks[name][i]) for name in TASK] for i in range(work.tasks)]

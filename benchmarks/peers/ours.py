@@ -45,12 +45,14 @@ def learner(work: Workload, weights: workloads.Arrays, **options: Any) -> mg.Met
     return mg.MetaLearner(net, loss, mg.inner.GradientDescent(work.steps, work.rate), mg.estimators.MAML(), **options)
 
 
-def prepare(work: Workload, path: pathlib.Path) -> tuple[dict[str, Callable[[], Any]], Callable]:
+def prepare(work: Workload, path: pathlib.Path, double: bool) -> tuple[dict[str, Callable[[], Any]], Callable]:
     """Return the variants, and what makes one float64 vector and the loss of their results."""
-    tasks, weights = workloads.read(path)
+    tasks, weights = workloads.read(path, double)
+    if double:
+        keras.config.set_floatx("float64")
     batch = mg.Task(**tasks)
     runs = {}
-    for jit in ("auto", True, False):
+    for jit in ("auto",) if double else ("auto", True, False):
         for way in ("auto",) if jit == "auto" else ("vectorize", "map", "loop"):
             made = learner(work, weights, execution=way, jit_compile=jit)
             name = "as chosen" if way == "auto" else f"{way}{', XLA' if jit else ''}"

@@ -22,6 +22,7 @@ class Row:
         first: from the call to the first result in a fresh process.
         error: |gradient - float64 gradient| / |float64 gradient|.
         to_ours: the same against this library's gradient.
+        double: the error where the library computes in float64, too.
     """
 
     workload: str
@@ -33,6 +34,7 @@ class Row:
     first: float | None = None
     error: float | None = None
     to_ours: float | None = None
+    double: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -74,20 +76,28 @@ def merge(old: list[Row], new: list[Row], columns: tuple[str, ...]) -> list[Row]
     return list(rows.values())
 
 
-def _cell(value: float | None, form: str, scale: float = 1.0) -> str:
-    return "" if value is None else format(scale * value, form)
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
-def table(rows: list[Row]) -> str:
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{1e3 * value:.0f}" if value >= 0.1 else f"{1e3 * value:.2f}"
+
+
+def table(rows: list[Row], workload: str) -> str:
     """Return a Markdown table of one workload, the fastest first in each library."""
-    lines = ["| library | variant | median (ms) | least (ms) | first (s) | error | to ours |", "|---" * 7 + "|"]
+    lines = [
+        f"\n### {workload}\n",
+        "| library | variant | median (ms) | least (ms) | first (s) | error | to ours | float64 |",
+        "|---" * 8 + "|",
+    ]
     for library, name in LIBRARIES.items():
-        own = [row for row in rows if row.library == library]
+        own = [row for row in rows if row.library == library and row.workload == workload]
         for row in sorted(own, key=lambda r: (r.median is None, r.median or r.first or 0)):
-            cells = [_cell(row.median, "#.3g", 1e3), _cell(row.least, "#.3g", 1e3), _cell(row.first, ".2f")]
-            cells += [_cell(row.error, ".1e"), _cell(row.to_ours, ".1e")]
-            lines.append(f"| {name} | {row.variant} | " + " | ".join(c.rstrip(".") for c in cells) + " |")
-    return "\n".join(lines)
+            cells = [_ms(row.median), _ms(row.least), _cell(row.first, ".2f")]
+            cells += [_cell(row.error, ".1e"), _cell(row.to_ours, ".1e"), _cell(row.double, ".0e")]
+            lines.append(f"| {name} | {row.variant} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
 
 
 def _best(rows: list[Row], column: str, *libraries: str) -> Row | None:
@@ -103,7 +113,7 @@ def _times(row: Row | None, column: str) -> str:
     if row is None:
         return ""
     value = getattr(row, column)
-    return f"{1e3 * value:#.3g} ms".replace(". ", " ") if column == "median" else f"{value:.2f} s"
+    return f"{_ms(value)} ms" if column == "median" else f"{value:.2f} s"
 
 
 def summary(rows: list[Row], variant: str = "as chosen") -> str:

@@ -103,9 +103,9 @@ def from_torch(work: Workload, result: Any) -> tuple[np.ndarray, float]:
     return workloads.unpack(work, found), float(result[1])
 
 
-def prepare(work: Workload, path: pathlib.Path) -> tuple[dict[str, Callable[[], Any]], Callable]:
+def prepare(work: Workload, path: pathlib.Path, double: bool) -> tuple[dict[str, Callable[[], Any]], Callable]:
     """Return the variants, and what makes one float64 vector and the loss of their results."""
-    tasks, weights = workloads.read(path)
+    tasks, weights = workloads.read(path, double)
     if work.net == "conv2d":
         tasks |= {name: np.moveaxis(tasks[name], -1, 2) for name in ("support_x", "query_x")}
     batch = [torch.tensor(np.ascontiguousarray(tasks[name])) for name in TASK]

@@ -1,6 +1,6 @@
 """One library in a process of its own, told what to run by lines of JSON.
 
-  python worker.py LIBRARY WORKLOAD FILE [--small]
+  python worker.py LIBRARY WORKLOAD FILE [--small] [--double]
 
 Each line names a variant and what is wanted: {"variant": ..., "seconds": s} runs steps until s have passed and answers
 their times; {"variant": ..., "save": path} writes the gradient. The first answer lists the variants.
@@ -18,7 +18,7 @@ import numpy as np
 from peers import workloads
 
 
-def prepare(library: str, work: workloads.Workload, path: pathlib.Path):
+def prepare(library: str, work: workloads.Workload, path: pathlib.Path, double: bool):
     """Return the variants of a library, with its data and weights loaded, and its `vector` function."""
     if library == "ours":
         from peers import ours as peer
@@ -26,7 +26,7 @@ def prepare(library: str, work: workloads.Workload, path: pathlib.Path):
         from peers import torch_peer as peer
     else:
         from peers import jax_peer as peer
-    return peer.prepare(work, path)
+    return peer.prepare(work, path, double)
 
 
 def timed(run, seconds: float) -> list[float]:
@@ -44,7 +44,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     library, name, path, *options = sys.argv[1:]
-    runs, vector = prepare(library, workloads.workload(name, "--small" in options), pathlib.Path(path))
+    work = workloads.workload(name, "--small" in options)
+    runs, vector = prepare(library, work, pathlib.Path(path), "--double" in options)
     print(json.dumps(list(runs)), file=answers)
     for line in sys.stdin:
         order = json.loads(line)

@@ -113,10 +113,12 @@ def write(work: Workload, path: pathlib.Path, seed: int = 0) -> None:
     np.savez(path, **{name: value.astype(kinds[name]) for name, value in arrays.items()})
 
 
-def read(path: pathlib.Path) -> tuple[Arrays, Arrays]:
-    """Return `(tasks, weights)` as they were written, the weights in their order."""
+def read(path: pathlib.Path, double: bool = False) -> tuple[Arrays, Arrays]:
+    """Return `(tasks, weights)` as they were written or in float64, the weights in their order."""
     with np.load(path) as file:
         arrays = dict(file)
+    if double:
+        arrays = {n: a.astype("float64") if a.dtype == np.float32 else a for n, a in arrays.items()}
     return {name: arrays.pop(name) for name in TASK}, arrays
 
 
