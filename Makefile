@@ -2,7 +2,7 @@
 #   make train ARGS="--help"                  options of the training script
 #   make test ARGS="tests/test_x.py -k name"  a part of the tests
 #   make test PYTHON=python3.12               the interpreter .venv is made from (3.10 to 3.13)
-#   make bench ARGS="--workloads=sinusoid"    time and gradients beside PyTorch and JAX (Python 3.11 or newer)
+#   make bench ARGS="--workloads=sinusoid"    times and gradients beside PyTorch and JAX (Python 3.11 or newer)
 #   make test-matrix                          quick tests on every Python, with the oldest and the newest TensorFlow
 
 PYTHON ?= python3

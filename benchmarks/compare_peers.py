@@ -35,7 +35,7 @@ _DOUBLE = flags.DEFINE_bool("double", True, "Compare gradients in float64, too."
 _ONLY_FIRST = flags.DEFINE_bool("only_first", False, "The same as --nosteps --nodouble.")
 _OUTPUT = flags.DEFINE_string("output", None, "A CSV file; the rows it has already are kept or replaced.")
 _SMALL = flags.DEFINE_bool("small", False, "Nets and tasks of a size to try this script with.")
-_IN_DOUBLE = {"ours": "as chosen", "torch": "create_graph, by task", "jax": "mixed, scan, tasks map"}
+_IN_DOUBLE = {"ours": "as chosen", "torch": "create_graph, by task", "jax": "mixed, scan, tasks calls"}
 _ALWAYS = ("as chosen", "meta_gradient")  # what users get is always measured
 
 

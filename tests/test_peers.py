@@ -67,6 +67,7 @@ def test_ours_is_the_derivative_of_the_query_loss_after_adaptation(peers, tmp_pa
     assert gradient @ np.concatenate([d.ravel() for d in direction]) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow  # half a minute
 @pytest.mark.parametrize("name", ["omniglot", "transformer"])
 @pytest.mark.parametrize("library", VARIANTS)
 def test_peers_agree(peers, tmp_path, library, name):
