@@ -102,9 +102,7 @@ def path_to(problem: Any, at: Position) -> Path:
 
 def _failed_step(problem: Any, at: Position) -> tf.Tensor:
     """Return `Path.failed_step`; a weight that is not finite stays so, and a layer such as ReLU may hide it."""
-    first = 1 if problem.stacked else 0
-    finite = [tf.reduce_all(tf.math.is_finite(p), axis=list(range(first, p.shape.rank))) for p in at.phi]
-    lost = (at.failed_step < 0) & ~tf.reduce_all(tf.stack(finite), axis=0)
+    lost = (at.failed_step < 0) & ~_tree.all_finite(at.phi, problem.stacked)
     return tf.where(lost, problem.steps, at.failed_step)
 
 

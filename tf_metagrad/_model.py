@@ -8,6 +8,8 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad._batch_norm import fused_batch_normalization
+from tf_metagrad._bias import separate_bias_gradients
+from tf_metagrad._products import fast_products
 from tf_metagrad._second_order import correct_second_derivatives, substituted
 from tf_metagrad._types import Params
 from tf_metagrad._vectorize import vectorizable_convolutions
@@ -27,6 +29,13 @@ def batch_normalization_statistics(kind: str) -> Iterator[None]:
         return original(layer, inputs, mask=mask, **kwargs)
 
     with substituted(keras.layers.BatchNormalization, "call", call):
+        yield
+
+
+@contextlib.contextmanager
+def fast_kernels() -> Iterator[None]:
+    """Trace a model in this scope for TensorFlow's own kernels, one task at a time."""
+    with fused_batch_normalization(), separate_bias_gradients(), fast_products():
         yield
 
 
@@ -62,7 +71,7 @@ class FunctionalModel:
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
         state, write = self._rows(state)
         convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
-        kernels = fused_batch_normalization() if self.fused else contextlib.nullcontext()
+        kernels = fast_kernels() if self.fused else contextlib.nullcontext()
         with correct_second_derivatives(), kernels, batch_normalization_statistics(self.normalization), convolutions:
             mode = {"training": training} if self.model._call_has_training_arg else {}  # a user's call may lack it
             y_pred, state, losses = self.model.stateless_call(list(weights), list(state), x, return_losses=True, **mode)
