@@ -91,9 +91,14 @@ class FunctionalModel:
         return [tf.gather(s, row) if i in self.per_step else s for i, s in enumerate(state)], write
 
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
-        """Return `(loss, (new_state, predictions))`; the loss is a scalar."""
+        """Return `(loss, (new_state, predictions))`; the loss is a scalar, computed in float32 or finer."""
         y_pred, state, penalty = self.predict(weights, state, x, training)
-        loss = tf.reduce_mean(self.loss_fn(y, y_pred))
+        loss = tf.reduce_mean(self.loss_fn(y, tf.nest.map_structure(_at_least_float32, y_pred)))
         if penalty is not None:
             loss += tf.cast(penalty, loss.dtype)
         return loss, (state, y_pred)
+
+
+def _at_least_float32(t: tf.Tensor) -> tf.Tensor:
+    """Return predictions of 16 bits as float32: losses that Keras finds by a name would round their targets, too."""
+    return tf.cast(t, tf.float32) if t.dtype in (tf.float16, tf.bfloat16) else t
