@@ -3,9 +3,9 @@
   python benchmarks/precision.py [--nopool] [--filters=16] [--size=28] [--estimators="MAML;FOMAML"]
 
 Two tasks, 5-way 1-shot, 5 queries a class, K = 5, the same weights in every precision; an image is the class' own, a
-tenth of its pixels set, with 2 % of them flipped. "mixed" is
-Keras' policy: the layers compute in the lower precision; weights, iterates, the loss and all vectors are float32. On a
-GPU the float32 column is TensorFlow's default there, TF32, and one more is float32 without it.
+tenth of its pixels set, with 2 % of them flipped. "mixed" is Keras' policy: the layers compute in the lower precision;
+weights, iterates, the loss and all vectors are float32. On a GPU there is a column for TF32 and one for float32
+without it.
 """
 
 import os

@@ -8,7 +8,8 @@ order. Transposed convolutions are that product's transpose; depthwise ones vect
 Patches take the memory of prod(kernel) copies of the inputs where XLA does not fuse them into the product. The
 alternative, one convolution with a group for each task (what JAX's `vmap` makes), saves it, but TensorFlow's kernels
 have no derivatives of grouped convolutions on a CPU, and vectorised steps must run without XLA too.
-Only channels-last convolutions padded "same" or "valid" are substituted; others still fall back.
+Only channels-last convolutions padded "same" or "valid" are substituted; others still fall back. So do random numbers,
+as Dropout's: they are drawn task after task, and used in parallel.
 """
 
 import contextlib
