@@ -4,8 +4,8 @@
 
 Two tasks, 5-way 1-shot, 5 queries a class, K = 5, the same weights in every precision; an image is the class' own, a
 tenth of its pixels set, with 2 % of them flipped. "mixed" is Keras' policy: the layers compute in the lower precision;
-weights, iterates, the loss and all vectors are float32. ESMAML is relative to float32: float64 draws others. On a GPU there is a column for TF32 and one for float32
-without it.
+weights, iterates, the loss and all vectors are float32. ESMAML is relative to float32: float64 draws others. On a GPU
+there is a column for TF32 and one for float32 without it.
 """
 
 import os
