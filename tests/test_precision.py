@@ -10,7 +10,7 @@ from references import Quadratic, relative_error
 
 import tf_metagrad as mg
 from tf_metagrad import _tree
-from tf_metagrad.estimators import ESMAML, FOBMAML, FOMAML, MAML, BinomMAML
+from tf_metagrad.estimators import ESMAML, FOBMAML, FOMAML, MAML
 
 WEIGHTS, TASKS = 3, 2
 ROUNDING = {"mixed_bfloat16": 2.0**-8, "mixed_float16": 2.0**-11}  # half the gap between neighbours, relative
@@ -76,8 +76,11 @@ def test_every_estimator(policy, kind, execution, jit_compile):
 
 @pytest.mark.parametrize("policy, execution, jit_compile", EVERY, indirect=["policy"])
 def test_convolutional_net(policy, execution, jit_compile):
+    """Smooth: a maximum that 16 bits decide in another way is off by more than they round."""
     x = start = keras.Input((6, 6, 1))
-    x = layers.MaxPooling2D(2)(layers.BatchNormalization()(layers.Conv2D(3, 3, padding="same", activation="tanh")(x)))
+    x = layers.AveragePooling2D(2)(
+        layers.BatchNormalization()(layers.Conv2D(3, 3, padding="same", activation="tanh")(x))
+    )
     model = keras.Model(start, layers.Dense(3)(layers.Flatten()(x)))
     keras.config.set_dtype_policy("float32")
     plain = keras.models.clone_model(model, clone_function=lambda layer: layer.from_config(_plain(layer)))
@@ -93,11 +96,9 @@ def test_convolutional_net(policy, execution, jit_compile):
         return mg.MetaLearner(net, loss, mg.inner.GradientDescent(2, 0.1), MAML(), **options)
 
     mixed, reference = learner(model), learner(plain)
-    for estimator in (MAML(), BinomMAML(1)):
-        mixed.estimator = reference.estimator = estimator
-        found, expected = mixed.meta_gradient(tasks), reference.meta_gradient(tasks)
-        assert all(g.dtype == "float32" for g in found.gradients)
-        assert relative_error(found.gradients, expected.gradients) < 32 * ROUNDING[policy]
+    found, expected = mixed.meta_gradient(tasks), reference.meta_gradient(tasks)
+    assert all(g.dtype == "float32" for g in found.gradients)
+    assert relative_error(found.gradients, expected.gradients) < 32 * ROUNDING[policy]
     assert all(w.dtype == "float32" for w in mixed.adapt(tasks.support_x[0], tasks.support_y[0]))
 
 
