@@ -90,6 +90,8 @@ CASES = {
         IMAGES,
         (2, 2, 3, 3),
     ),
+    "Maximum": case(tf.maximum, (2, 3), (3,)),
+    "Maximum, constant": case(lambda x: tf.maximum(x, tf.zeros([2, 3], x.dtype)), (3,)),
     "Mean": case(lambda x: tf.reduce_mean(x, [0, 2]), (2, 3, 4)),
     "Mul": case(lambda x, y: x * y, (2, 3), (3,)),
     "Neg": case(lambda x: -x, (3,)),
@@ -106,6 +108,7 @@ CASES = {
     "Reshape": case(lambda x: tf.reshape(x, [3, 2]), (2, 3)),
     "Rsqrt": case(tf.math.rsqrt, (3,), draw=positive),
     "RsqrtGrad": case(lambda y, g: raw.RsqrtGrad(y=y, dy=g), (3,), (3,), draw=positive),
+    "SelectV2": case(lambda x, y: tf.where([True, False, True], x, y), (2, 3), (3,)),
     "ShapeN, Size, Rank": case(
         lambda x, y: x * tf.cast(raw.Size(input=raw.ShapeN(input=[x, y])[1]) + raw.Rank(input=x), x.dtype), (3,), (2, 3)
     ),

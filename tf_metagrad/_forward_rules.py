@@ -29,7 +29,8 @@ Rule = Callable[[tf.Operation, list[Tangent]], list[Tangent]]
 _LINEAR = {
     "AddN": None, "AvgPool": (0,), "AvgPoolGrad": (1,), "BiasAdd": None, "BiasAddGrad": (0,), "BroadcastTo": (0,),
     "Cast": (0,), "ConcatV2": None, "ExpandDims": (0,), "GatherV2": (0,), "Identity": (0,), "MaxPoolGrad": (2,),
-    "Mean": (0,), "Neg": (0,), "Pack": None, "Pad": (0,), "ReluGrad": (0,), "Reshape": (0,), "Slice": (0,),
+    "Mean": (0,), "Neg": (0,), "Pack": None, "Pad": (0,), "ReluGrad": (0,), "Reshape": (0,), "SelectV2": (1, 2),
+    "Slice": (0,),
     "Squeeze": (0,), "StridedSlice": (0,), "Sum": (0,), "Tile": (0,), "Transpose": (0,),
 }  # fmt: skip
 # operations that are linear in each of these two inputs
@@ -142,6 +143,14 @@ def _squared_difference(op: tf.Operation, tangents: list[Tangent]) -> list[Tange
     return [None if change is None else 2 * (op.inputs[0] - op.inputs[1]) * change]
 
 
+def _maximum(op: tf.Operation, tangents: list[Tangent]) -> list[Tangent]:
+    """The tangent of the larger one, of equal ones that of the first, as the gradient has it."""
+    if tangents[0] is tangents[1] is None:
+        return [None]
+    a, b = (tf.zeros([], op.outputs[0].dtype) if t is None else t for t in tangents)
+    return [tf.where(op.inputs[0] >= op.inputs[1], a, b)]
+
+
 def _rsqrt_gradient(op: tf.Operation, tangents: list[Tangent]) -> list[Tangent]:
     """d(y, g) = -y^3 g / 2, linear in g."""
     y, g = op.inputs
@@ -195,6 +204,7 @@ _RULES: dict[str, Rule] = {
     "SparseSoftmaxCrossEntropyWithLogits": _cross_entropy,
     "Exp": _unary(lambda op, t: op.outputs[0] * t),
     "Log": _unary(lambda op, t: t / op.inputs[0]),
+    "Maximum": _maximum,
     "MaxPool": _unary(_max_pool),
     "Relu": _unary(lambda op, t: tf.raw_ops.ReluGrad(gradients=t, features=op.outputs[0])),
     "Rsqrt": _unary(lambda op, t: tf.raw_ops.RsqrtGrad(y=op.outputs[0], dy=t)),
