@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad._batch_norm import fused_batch_normalization
+from tf_metagrad._pooling import sliced_max_pooling
 from tf_metagrad._second_order import correct_second_derivatives, substituted
 from tf_metagrad._types import Params
 from tf_metagrad._vectorize import vectorizable_convolutions
@@ -38,7 +39,7 @@ class FunctionalModel:
         loss: `loss(y_true, y_pred)`, a scalar or one value for each example (then averaged).
         normalization: `"batch"` or `"stored"`, see `batch_normalization_statistics`.
         vectorized: whether the functions run under `tf.vectorized_map`, see `_vectorize`.
-        fused: whether batches are normalised by the fused kernel, see `_batch_norm`.
+        fused: whether TensorFlow's own kernels run it, see `_batch_norm`; for XLA see `_pooling`.
         per_step: indices of the state's entries that are tables with a row for each inner step, see `_rows`.
     """
 
@@ -62,7 +63,7 @@ class FunctionalModel:
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
         state, write = self._rows(state)
         convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
-        kernels = fused_batch_normalization() if self.fused else contextlib.nullcontext()
+        kernels = fused_batch_normalization() if self.fused else sliced_max_pooling()
         with correct_second_derivatives(), kernels, batch_normalization_statistics(self.normalization), convolutions:
             mode = {"training": training} if self.model._call_has_training_arg else {}  # a user's call may lack it
             y_pred, state, losses = self.model.stateless_call(list(weights), list(state), x, return_losses=True, **mode)

@@ -228,9 +228,9 @@ class Problem:
 
     # The inner loop ----------------------------------------------------------------------------------------------
 
-    def adapt(self, keep: int = 0, perturbation: tf.Tensor | None = None) -> Path:
+    def adapt(self, keep: int = 0, perturbation: tf.Tensor | None = None, stacked: bool = True) -> Path:
         """Run the K inner steps, recording the last `keep` iterates; `perturbation` is nu, see `inner_gradient`."""
-        return _inner_loop.adapt(self, keep, perturbation)
+        return _inner_loop.adapt(self, keep, perturbation, stacked)
 
     def diagnostics(self, path: Path, **more: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return how the inner loop went, for each task, and what the estimator adds.
