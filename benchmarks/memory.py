@@ -4,7 +4,7 @@
   python benchmarks/memory.py --sizes [--nets=channels16,...,length512]
 
 - tensors: the peak of live tensors with TensorFlow's own kernels, as its allocator counts it (tf_metagrad/_memory.py),
-  the largest of five steps, for the order of operations varies;
+  the largest of five steps; one operation runs at a time, for the peak depends on their order;
 - XLA: the scratch memory of the step as XLA compiles it, from its buffer assignment;
 - resident: growth of the process's peak over two steps with TensorFlow's own kernels, after one of a net with four
   filters or of width 8. The graph is in it, and what kernels and allocators keep for themselves.
@@ -62,8 +62,11 @@ def compiled(name: str, jit: bool, small: bool = False):
 
 def with_kernels(name: str) -> dict[str, float]:
     """Return the peak of live tensors and the growth of the process, in MiB."""
+    import tensorflow as tf
+
     from tf_metagrad import _memory
 
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     compiled(name, jit=False, small=True)[0]()
     run, weights = compiled(name, jit=False)
     before = _memory.peak_so_far_mib()

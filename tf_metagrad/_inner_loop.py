@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_metagrad import _tree
+from tf_metagrad._inner_objective import inner_gradient
 from tf_metagrad._types import Params
 
 
@@ -86,7 +87,7 @@ def start(problem: Any) -> Position:
 
 def step_from(problem: Any, at: Position, step: tf.Tensor, perturbation: tf.Tensor | None = None):
     """Return `(position after step k, G_k, u_k)`."""
-    gradient, state, loss = problem.inner_gradient(at.phi, at.state, perturbation)
+    gradient, state, loss = inner_gradient(problem, at.phi, at.state, perturbation)
     residual = _norm(problem, gradient) if problem.inner.tolerance else at.residual
     after, u = move(problem, at, step, gradient, state, loss, residual)
     return after, gradient, u
@@ -142,7 +143,7 @@ def _final_residual(problem: Any, at: Position, perturbation: tf.Tensor | None) 
     """Return |G| at phi^K; where a tolerance stopped a task it is known."""
 
     def look():
-        return _norm(problem, problem.inner_gradient(at.phi, at.state, perturbation)[0])
+        return _norm(problem, inner_gradient(problem, at.phi, at.state, perturbation)[0])
 
     if problem.inner.tolerance:
         looked = tf.cond(tf.reduce_any(at.active), look, lambda: at.residual)
@@ -175,8 +176,11 @@ def _run(
             arrays = [a.write(step - steps.start, t) for a, t in zip(arrays, values, strict=True)]
         return step + 1, after, arrays
 
+    first = tf.constant(steps.start)
+    if problem.awaited:  # by the counter: a copy of the weights would be held while the loop runs
+        first += tf.cast(_tree.after(problem.awaited, [tf.zeros([], at.phi[0].dtype)])[0], first.dtype)
     _, at, arrays = tf.while_loop(
-        condition, body, (tf.constant(steps.start), at, arrays), maximum_iterations=len(steps), parallel_iterations=1
+        condition, body, (first, at, arrays), maximum_iterations=len(steps), parallel_iterations=1
     )
     return at, [a.stack() if stacked else Recorded(a) for a in arrays]
 
