@@ -39,8 +39,8 @@ def program(learner):
     """Return what is in the learner's compiled step."""
     tasks = learner.check_tasks(tasks_of(learner.model))
     arguments = (tasks, tf.constant(0, tf.int64), tf.constant(0), learner.snapshot())
-    step, _ = learner._meta_update.function(learner.estimator).trace(*arguments)
-    return hlo_graph.read(hlo_graph.compiled(step, *arguments))
+    step = learner._meta_update.function(learner.estimator)
+    return hlo_graph.read(step.program(*arguments)(stage="hlo_serialized"))
 
 
 def small():

@@ -105,10 +105,11 @@ class Compiled:
         self.plain = tf.function(function, autograph=False)
         self.jit_compile = jit_compile
         self._made: dict[tuple, tuple[Callable, Any]] = {}
+        self._programs: dict[tuple, Callable] = {}
 
     def trace(self, *args: Any) -> tuple[Callable, Any]:
         """Return the compiled function for arguments like these, and the structure of its outputs; call it eagerly."""
-        key = tuple((t.shape, t.dtype) for t in tf.nest.flatten(args))
+        key = _key(args)
         if key not in self._made:
             specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), args)
             concrete = self.plain.get_concrete_function(*specs)
@@ -116,13 +117,22 @@ class Compiled:
             if self.jit_compile:
                 # a partial: TensorFlow takes the lambdas of one line for one function, retraces it and warns
                 call = tf.function(functools.partial(_call, concrete), autograph=False, jit_compile=True)
-                concrete = call.get_concrete_function(*specs)
+                concrete, self._programs[key] = call.get_concrete_function(*specs), call
             self._made[key] = concrete, outputs
         return self._made[key]
+
+    def program(self, *args: Any) -> Callable:
+        """Return `program(stage)`, XLA's program for arguments like these, as `tf.function` gives it."""
+        self.trace(*args)
+        return self._programs[_key(args)].experimental_get_compiler_ir(*args)
 
     def __call__(self, *args: Any) -> Any:
         """Run the function on tensors."""
         return self.trace(*args)[0](*args)
+
+
+def _key(args: Any) -> tuple:
+    return tuple((t.shape, t.dtype) for t in tf.nest.flatten(args))
 
 
 def _call(function: Callable, *args: Any) -> Any:
