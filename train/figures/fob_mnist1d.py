@@ -22,7 +22,7 @@ METHODS = {
 }
 _SIZE = {"steps": 600, "epoch_steps": 25, "validation_tasks": 100, "evaluation_tasks": 600}
 SIZES = {
-    "small": _SIZE | {"meta_batch": 4, "seeds": [0, 1, 2]},
+    "small": _SIZE | {"meta_batch": 16, "seeds": [0, 1, 2]},
     "paper": _SIZE | {"meta_batch": 16, "seeds": [0, 1, 2, 3, 4], "validation_tasks": 600},
 }
 
