@@ -2,6 +2,7 @@
 #   make train ARGS="--help"                  options of the training script
 #   make test ARGS="tests/test_x.py -k name"  a part of the tests
 #   make test PYTHON=python3.12               the interpreter .venv is made from (3.10 to 3.13)
+#   make bench ARGS="--workloads=sinusoid"    times and gradients beside PyTorch and JAX (Python 3.11 or newer)
 #   make test-matrix                          quick tests on every Python, with the oldest and the newest TensorFlow
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PYTEST = $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test test-slow test-matrix format clean
+.PHONY: help train test test-slow test-matrix bench format clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
@@ -34,6 +35,9 @@ test-slow: $(VENV)/.test
 # Every environment is made in .matrix, one at a time, and removed again: 3 GB of disk, 2 to 10 minutes each.
 test-matrix:
 	$(PYTHON) tests/matrix.py $(ARGS)
+
+bench: $(VENV)/.bench
+	$(PY) benchmarks/compare_peers.py $(ARGS)
 
 format: $(VENV)/.test
 	$(PY) -m ruff check --fix --exit-zero .
@@ -65,4 +69,10 @@ $(VENV)/.project: $(VENV)/.packages setup.cfg pyproject.toml
 $(VENV)/.test: $(VENV)/.packages requirements-test.txt | $(VENV)/.project
 	@echo "Installing the test tools (pytest, hypothesis, ruff)."
 	@$(PIP) install --no-build-isolation -r requirements-test.txt
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.packages requirements-bench.txt | $(VENV)/.project
+	@$(PY) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Found Python %d.%d, but the pinned JAX needs 3.11 or newer: set PYTHON=... to one." % sys.version_info[:2])'
+	@echo "Installing the peers of the benchmarks (PyTorch for CPUs, JAX): 1 GB of disk."
+	@$(PIP) install --no-build-isolation -r requirements-bench.txt
 	@touch $@

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tf_metagrad as mg
 from tf_metagrad import _measure, _memory
-from tf_metagrad.estimators import FOBMAML, FOMAML, MAML
+from tf_metagrad.estimators import FOBMAML, FOMAML, MAML, TruncMAML
 
 allocator = pytest.mark.skipif(
     "allocator" not in str(_memory.source("CPU:0")), reason="this TensorFlow counts no CPU memory"
@@ -40,17 +40,38 @@ def test_the_allocator_knows_what_a_call_needs(mib):
     assert _memory._allocated(lambda: None, "CPU:0") == 0
 
 
-@allocator
-def test_the_unrolled_tape_needs_more_memory_than_mixed_mode():
+def peak_mib(learner, estimator, batch):
+    """Return the peak of live tensors of a step, whatever the order in which its operations run."""
+    step = _measure.make_step(learner, estimator)
+    step(batch, 0)
+    return max(_memory._allocated(lambda: step(batch, 0), "CPU:0") for _ in range(3)) / 2**20
+
+
+def peaks_mib(estimator, hidden, support, steps):
+    """Return the peaks of a dense net for each K, and the size of its weights; buffers are of 256 KiB and more."""
     keras.utils.set_random_seed(0)
-    inner = mg.inner.GradientDescent(8, 1e-3)
-    learner = mg.MetaLearner(mg.models.mlp(hidden=(32, 32)), "mse", inner, execution="map", jit_compile=False)
-    rng = np.random.default_rng(0)
-    batch = mg.Task(*(rng.normal(size=[1, count, 1]).astype("float32") for count in (16384, 16384, 16, 16)))
-    rows = mg.compare_estimators(learner, batch, [MAML(), MAML("unrolled"), FOMAML()], repeats=1).rows
-    mixed, unrolled, first = (row.peak_mib for row in rows)
-    assert unrolled > 2 * mixed > 2 * first > 1
-    assert rows[1].error < 1e-4
+    rng, model = np.random.default_rng(0), mg.models.mlp(hidden=hidden)
+    data = (rng.normal(size=[1, count, 1]).astype("float32") for count in (support, support, 16, 16))
+    batch, options = mg.Task(*map(tf.constant, data)), {"execution": "map", "jit_compile": False}
+    learners = [mg.MetaLearner(model, "mse", mg.inner.GradientDescent(k, 1e-3), **options) for k in steps]
+    weights = sum(4 * np.prod(v.shape) for v in model.trainable_variables) / 2**20
+    return *(peak_mib(learner, estimator, batch) for learner in learners), weights
+
+
+@allocator
+def test_mixed_mode_is_flat_in_the_steps_and_the_unrolled_tape_is_not():
+    few, many, weights = peaks_mib(MAML(), (32, 32), 4096, (5, 50))
+    (unrolled, _) = peaks_mib(MAML("unrolled"), (32, 32), 4096, (50,))
+    assert 1 < many < 1.15 * few + 50 * weights
+    assert unrolled > 10 * many
+
+
+@allocator
+@pytest.mark.parametrize("estimator", [MAML(), TruncMAML(5)])
+def test_iterates_are_held_once(estimator):
+    few, many, weights = peaks_mib(estimator, (512, 512), 16, (5, 20))
+    kept = 20 if estimator == MAML() else 5
+    assert weights > 1 and many < 1.15 * few + (kept - 5) * weights and few < 10 * weights
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="no /proc")

@@ -17,7 +17,9 @@ P is symmetric, and x^ moves by p_t where x moves by t. So along (x', s', o', D'
 and the transpose of the latter, for a tape over a tape, has the same terms: two or three passes over the activations
 for each of y, dx, y' and dx'. What TensorFlow makes of its own rules takes more of them in products with the Hessian,
 and Keras' layer, in plain operations, several times as many everywhere; passes over memory are what a small
-convolutional net on a CPU waits for.
+convolutional net on a CPU waits for. So the arithmetic of one channel is done first, and what is left for the
+activations are combinations sum_i c_i (t_i - m_i), a pass for each term; the m_i are means that are zero but for
+rounding: the layer before multiplies them by the mean of its own inputs.
 
 These derivatives are known to the tapes and accumulators that are at work while the model is traced. Whoever
 differentiates the traced function gets those that TensorFlow registers for the kernel, which are as right.
@@ -36,6 +38,11 @@ from tf_metagrad._second_order import substituted
 _AXES = (0, 1, 2)
 
 
+_LARGE = 2**20  # numbers; from there on the kernel's one pass for a product and a sum outweighs its own start
+
+Combined = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # a tensor `[n, h, w, c]`, its coefficient and its mean, each `[c]`
+
+
 class _Batch(NamedTuple):
     """What the kernel left of a batch: its inputs `[n, h, w, c]`, statistics, and what its gradient reads."""
 
@@ -46,21 +53,37 @@ class _Batch(NamedTuple):
     count: tf.Tensor
     epsilon: float
 
-    def project(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return p_u, mean(x^ u) and mean(u).
-
-        The mean of p_u, zero but for rounding, is taken off: the layer before multiplies it by the mean of its inputs.
-        """
+    def project(self, u: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return p_u, mean(x^ u), mean(u) and mean(p_u), which is zero but for rounding."""
         p, product, total = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=u, x=self.x, scale=tf.ones_like(self.rate), reserve_space_1=self.saved[0],
             reserve_space_2=self.saved[1], reserve_space_3=self.saved[2], epsilon=self.epsilon, is_training=True,
         )[:3]  # fmt: skip
-        return p - tf.reduce_mean(p, _AXES), product / self.count, total / self.count
+        return p, product / self.count, total / self.count, self.mean_of(p)
 
-    def affine(self, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-        """Return scale x^ + offset."""
-        scale = scale * self.rate
-        return self.x * scale + (offset - self.mean * scale)
+    def mean_of(self, u: tf.Tensor) -> tf.Tensor:
+        """Return the mean of each channel, by the fastest of the kernels that sum."""
+        return tf.raw_ops.BiasAddGrad(out_backprop=u) / self.count
+
+    def centred(self, scale: tf.Tensor) -> Combined:
+        """Return scale x^, as a term of a combination."""
+        return self.x, scale * self.rate, self.mean
+
+
+def _combine(first: Combined, *others: Combined, offset: tf.Tensor | None = None) -> tf.Tensor:
+    """Return sum_i c_i (t_i - m_i) + offset."""
+    for _, coefficient, mean in (first, *others):
+        offset = -coefficient * mean if offset is None else offset - coefficient * mean
+    tensor, coefficient, _ = first
+    rest = [t * c for t, c, _ in others]
+    if (tensor.shape.num_elements() or 0) < _LARGE:
+        return tf.add_n([tensor * coefficient, *rest]) + offset if rest else tensor * coefficient + offset
+    one = tf.ones_like(coefficient)
+    affine = tf.raw_ops.FusedBatchNormV3(
+        x=tensor, scale=coefficient, offset=offset, mean=tf.zeros_like(one), variance=one, epsilon=0.0,
+        is_training=False,
+    )[0]  # fmt: skip
+    return tf.add_n([affine, *rest]) if rest else affine
 
 
 def batch_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float):
@@ -73,12 +96,12 @@ def batch_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
         epsilon: added to the variance.
     """
     with record.stop_recording():
-        shift = tf.reduce_mean(x, _AXES)  # the kernel loses digits where the mean is far above the deviation
-        centred = x - shift
+        count = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
+        shift = tf.raw_ops.BiasAddGrad(out_backprop=x) / count
+        centred = x - shift  # the kernel loses digits where the mean is far above the deviation
         y, mean, variance, *saved = tf.raw_ops.FusedBatchNormV3(
             x=centred, scale=scale, offset=offset, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
-        count = tf.cast(tf.size(x) // x.shape[-1], x.dtype)
         variance = variance * (tf.maximum(count - 1, 1) / count)  # the kernel divides by n - 1
         batch = _Batch(centred, mean, tf.math.rsqrt(variance + epsilon), tuple(saved), count, epsilon)
 
@@ -86,7 +109,8 @@ def batch_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
         return _gradient(batch, dy, x, scale)
 
     def forward(x_t, scale_t, offset_t):
-        return [scale * batch.project(x_t)[0] + batch.affine(scale_t, offset_t)]
+        p, _, _, zero = batch.project(x_t)
+        return [_combine((p, scale, zero), batch.centred(scale_t), offset=offset_t)]
 
     record.record_operation("BatchNorm", [y], [x, scale, offset], backward, forward)
     return y, mean + shift, variance
@@ -95,25 +119,27 @@ def batch_norm(x: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 def _gradient(batch: _Batch, dy: tf.Tensor, x: tf.Tensor, scale: tf.Tensor) -> list[tf.Tensor]:
     """Return dx, ds and do; `x` is `batch.x`, as the recording knows it."""
     with record.stop_recording():
-        p_dy, d, mean = batch.project(dy)
-        outputs = [scale * p_dy, batch.count * d, batch.count * mean]
+        p_dy, d, mean, zero_dy = batch.project(dy)
+        outputs = [_combine((p_dy, scale, zero_dy)), batch.count * d, batch.count * mean]
 
-    def turned(p, a):
-        """Return r times the change of P(D) as x moves: p is p_u and a is mean(x^ u) for the direction u."""
-        k = tf.reduce_mean(dy * p, _AXES)
+    def turned(u):
+        """Return the terms of the change of s p_D as x moves along u, and k = mean(D p_u)."""
+        p, a, _, zero = batch.project(u)
+        k = batch.mean_of(dy * p) - zero * mean
         s_r = scale * batch.rate
-        return -(s_r * a) * p_dy - (s_r * d) * p - batch.affine(s_r * k, tf.zeros_like(k)), k
+        return [(p_dy, -s_r * a, zero_dy), (p, -s_r * d, zero), batch.centred(-s_r * k)], k
 
     def forward(dy_t, x_t, scale_t):
-        p_t, d_t, mean_t = batch.project(dy_t)
-        change, k = turned(*batch.project(x_t)[:2])
-        return [scale * p_t + scale_t * p_dy + change, batch.count * (d_t + k), batch.count * mean_t]
+        p_t, d_t, mean_t, zero = batch.project(dy_t)
+        (along_dy, *change), k = turned(x_t)
+        along_dy = (p_dy, along_dy[1] + scale_t, zero_dy)
+        return [_combine((p_t, scale, zero), along_dy, *change), batch.count * (d_t + k), batch.count * mean_t]
 
     def backward(u, ds_bar, do_bar):
-        p, a, _ = batch.project(u)
-        change, k = turned(p, a)
-        to_dy = scale * p + batch.affine(ds_bar, do_bar)
-        return [to_dy, change + ds_bar * p_dy, batch.count * k]
+        p, _, _, zero = batch.project(u)
+        (along_dy, *change), k = turned(u)
+        to_dy = _combine((p, scale, zero), batch.centred(ds_bar), offset=do_bar)
+        return [to_dy, _combine((p_dy, along_dy[1] + ds_bar, zero_dy), *change), batch.count * k]
 
     record.record_operation("BatchNormGrad", outputs, [dy, x, scale], backward, forward)
     return outputs

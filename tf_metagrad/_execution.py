@@ -29,10 +29,10 @@ class Execution(NamedTuple):
 
 
 _RECURRENT = {"LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "LSTMCell", "GRUCell", "SimpleRNNCell"}
-_CONVOLUTIONS = {"Conv2D", "Conv3D"}
+_LARGE = {"Conv2D", "Conv3D", "EinsumDense", "GroupQueryAttention", "MultiHeadAttention"}
 _SMALL = {
-    "Dense", "EinsumDense", "Conv1D", "Embedding", "MultiHeadAttention", "BatchNormalization", "LayerNormalization",
-    "GroupNormalization", "RMSNormalization",
+    "Dense", "Conv1D", "Embedding", "BatchNormalization", "LayerNormalization", "GroupNormalization",
+    "RMSNormalization",
 }  # fmt: skip
 
 
@@ -44,12 +44,12 @@ def _kinds(model: keras.Model) -> set[str]:
 def _fastest(model: keras.Model) -> Execution:
     """Return what was fastest for this kind of model where it was measured, and what always works elsewhere.
 
-    On a CPU XLA runs small dense, one-dimensional, attention and recurrent nets three to nine times faster than
-    TensorFlow's own kernels; two- and three-dimensional convolutions gain nothing and take longer to compile.
+    On a CPU XLA runs small dense, one-dimensional and recurrent nets three to nine times faster than TensorFlow's own
+    kernels; attention and two- and three-dimensional convolutions gain nothing and take longer to compile.
     """
     kinds = _kinds(model)
     gpu = bool(tf.config.list_logical_devices("GPU"))
-    if kinds <= _SMALL | (_CONVOLUTIONS if gpu else set()):
+    if kinds <= _SMALL | (_LARGE if gpu else set()):
         return Execution("vectorize", _xla_can(model))
     if kinds <= _SMALL | _RECURRENT and _xla_can(model):
         return Execution("map", True)
@@ -108,13 +108,16 @@ class Compiled:
 
     def trace(self, *args: Any) -> tuple[Callable, Any]:
         """Return the compiled function for arguments like these, and the structure of its outputs; call it eagerly."""
-        specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), args)
-        key = tuple(tf.nest.flatten(specs))
+        key = tuple((t.shape, t.dtype) for t in tf.nest.flatten(args))
         if key not in self._made:
+            specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), args)
             concrete = self.plain.get_concrete_function(*specs)
-            # a partial: TensorFlow takes the lambdas of one line for one function that is always retraced, and warns
-            call = tf.function(functools.partial(_call, concrete), autograph=False, jit_compile=True)
-            self._made[key] = (call if self.jit_compile else concrete), concrete.structured_outputs
+            outputs = concrete.structured_outputs
+            if self.jit_compile:
+                # a partial: TensorFlow takes the lambdas of one line for one function, retraces it and warns
+                call = tf.function(functools.partial(_call, concrete), autograph=False, jit_compile=True)
+                concrete = call.get_concrete_function(*specs)
+            self._made[key] = concrete, outputs
         return self._made[key]
 
     def __call__(self, *args: Any) -> Any:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_metagrad import _tree
+from tf_metagrad._forward_rules import forward_rules
 from tf_metagrad._types import Params
 
 LossFunction = Callable[[list[tf.Tensor]], tuple[tf.Tensor, Any]]
@@ -35,7 +36,7 @@ def value_and_gradient(loss_fn: LossFunction, weights: Params, wrt: Sequence[int
 def forward_over_reverse(loss_fn: LossFunction, weights: Params, wrt: Sequence[int], vector: Params):
     """Return `(gradient, H v, aux)`, both for all weights; `vector` has one tensor for each index in `wrt`."""
     chosen = [weights[i] for i in wrt]
-    with tf.autodiff.ForwardAccumulator(chosen, list(vector)) as accumulator:
+    with forward_rules(), tf.autodiff.ForwardAccumulator(chosen, list(vector)) as accumulator:
         _, aux, gradient = value_and_gradient(loss_fn, weights, range(len(weights)))
     return gradient, [tf.convert_to_tensor(h) for h in accumulator.jvp(gradient, unconnected_gradients=_ZERO)], aux
 

@@ -17,7 +17,20 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_metagrad import _tree
+from tf_metagrad._inner_objective import inner_gradient
 from tf_metagrad._types import Params
+
+
+class Recorded:
+    """What was recorded of one tensor, to be read entry by entry; to stack it would hold it twice for a while."""
+
+    def __init__(self, array: tf.TensorArray):
+        """Take over a written array."""
+        self._array = array
+
+    def __getitem__(self, index: int | tf.Tensor) -> tf.Tensor:
+        """Return an entry, as a stacked tensor would."""
+        return self._array.read(index)
 
 
 class Path(NamedTuple):
@@ -26,10 +39,10 @@ class Path(NamedTuple):
     Attributes:
         end: phi^K, the adapting weights.
         state: the model's non-trainable state after step K.
-        iterates: phi^k of the last `keep` steps, stacked `[keep, ...]`.
-        states: the state that each of those steps read, stacked `[keep, ...]`.
-        gradients: G_k of those steps, stacked; only where the rule has slots.
-        slots: s_k of those steps, stacked; only where the rule has slots.
+        iterates: phi^k of the last `keep` steps, stacked `[keep, ...]` or `Recorded`; so are the next three.
+        states: the state that each of those steps read.
+        gradients: G_k of those steps; only where the rule has slots.
+        slots: s_k of those steps; only where the rule has slots.
         directions: u_k of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
         taken: steps taken, fewer than K where the tolerance stopped the loop; one number for each task.
         residual: |G| at phi^K, for each task; 0 where it is not measured.
@@ -74,7 +87,7 @@ def start(problem: Any) -> Position:
 
 def step_from(problem: Any, at: Position, step: tf.Tensor, perturbation: tf.Tensor | None = None):
     """Return `(position after step k, G_k, u_k)`."""
-    gradient, state, loss = problem.inner_gradient(at.phi, at.state, perturbation)
+    gradient, state, loss = inner_gradient(problem, at.phi, at.state, perturbation)
     residual = _norm(problem, gradient) if problem.inner.tolerance else at.residual
     after, u = move(problem, at, step, gradient, state, loss, residual)
     return after, gradient, u
@@ -102,18 +115,16 @@ def path_to(problem: Any, at: Position) -> Path:
 
 def _failed_step(problem: Any, at: Position) -> tf.Tensor:
     """Return `Path.failed_step`; a weight that is not finite stays so, and a layer such as ReLU may hide it."""
-    first = 1 if problem.stacked else 0
-    finite = [tf.reduce_all(tf.math.is_finite(p), axis=list(range(first, p.shape.rank))) for p in at.phi]
-    lost = (at.failed_step < 0) & ~tf.reduce_all(tf.stack(finite), axis=0)
+    lost = (at.failed_step < 0) & ~_tree.all_finite(at.phi, problem.stacked)
     return tf.where(lost, problem.steps, at.failed_step)
 
 
-def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None) -> Path:
-    """Run the K inner steps, recording the last `keep` iterates; see `Problem.adapt`."""
+def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None, stacked: bool = True) -> Path:
+    """Run the K inner steps, recording the last `keep` iterates, stacked or `Recorded`; see `Problem.adapt`."""
     first = problem.steps - keep
     before = "directions" if problem.learns_rates else None
     at, directions = _run(problem, start(problem), range(first), before, perturbation)
-    at, kept = _run(problem, at, range(first, problem.steps), "iterates", perturbation)
+    at, kept = _run(problem, at, range(first, problem.steps), "iterates", perturbation, stacked)
     residual = _final_residual(problem, at, perturbation)
     parts, first = [], 0
     for like in (at.phi, at.state, at.phi if at.slots else [], at.slots):
@@ -130,7 +141,7 @@ def _final_residual(problem: Any, at: Position, perturbation: tf.Tensor | None) 
     """Return |G| at phi^K; where a tolerance stopped a task it is known."""
 
     def look():
-        return _norm(problem, problem.inner_gradient(at.phi, at.state, perturbation)[0])
+        return _norm(problem, inner_gradient(problem, at.phi, at.state, perturbation)[0])
 
     if problem.inner.tolerance:
         looked = tf.cond(tf.reduce_any(at.active), look, lambda: at.residual)
@@ -138,8 +149,10 @@ def _final_residual(problem: Any, at: Position, perturbation: tf.Tensor | None) 
     return look() if problem.measured else at.residual
 
 
-def _run(problem: Any, at: Position, steps: range, record: str | None, perturbation: tf.Tensor | None):
-    """Run the given steps; return the position, and the recorded tensors stacked over the steps.
+def _run(
+    problem: Any, at: Position, steps: range, record: str | None, perturbation: tf.Tensor | None, stacked: bool = True
+):
+    """Run the given steps; return the position, and the recorded tensors, stacked over the steps or not.
 
     A loop that records nothing ends as soon as every task has reached the tolerance.
     """
@@ -161,10 +174,13 @@ def _run(problem: Any, at: Position, steps: range, record: str | None, perturbat
             arrays = [a.write(step - steps.start, t) for a, t in zip(arrays, values, strict=True)]
         return step + 1, after, arrays
 
+    first = tf.constant(steps.start)
+    if problem.awaited:  # by the counter: a copy of the weights would be held while the loop runs
+        first += tf.cast(_tree.after(problem.awaited, [tf.zeros([], at.phi[0].dtype)])[0], first.dtype)
     _, at, arrays = tf.while_loop(
-        condition, body, (tf.constant(steps.start), at, arrays), maximum_iterations=len(steps), parallel_iterations=1
+        condition, body, (first, at, arrays), maximum_iterations=len(steps), parallel_iterations=1
     )
-    return at, [a.stack() for a in arrays]
+    return at, [a.stack() if stacked else Recorded(a) for a in arrays]
 
 
 class Adjoint(NamedTuple):

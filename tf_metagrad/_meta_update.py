@@ -58,8 +58,7 @@ class MetaUpdate:
         def gradient(tasks, seed, shard, snapshot, *shares):
             options = {"snapshot": snapshot, "shard": (shard, replicas), "shares": shares[0] if shares else None}
             estimate = self.learner.estimate(tasks, seed, estimator, **options)
-            finite = [tf.reduce_all(tf.math.is_finite(g)) for g in estimate[0]]
-            return estimate, tf.reduce_all(tf.stack(finite))
+            return estimate, _tree.all_finite(estimate[0])
 
         return self.learner.compiled_function("gradient", (estimator, self.learner.inner, replicas), gradient)
 

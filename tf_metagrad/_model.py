@@ -8,6 +8,9 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad._batch_norm import fused_batch_normalization
+from tf_metagrad._bias import separate_bias_gradients
+from tf_metagrad._max_pool import plain_max_pooling
+from tf_metagrad._products import fast_products
 from tf_metagrad._second_order import correct_second_derivatives, substituted
 from tf_metagrad._types import Params
 from tf_metagrad._vectorize import vectorizable_convolutions
@@ -30,6 +33,13 @@ def batch_normalization_statistics(kind: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def fast_kernels() -> Iterator[None]:
+    """Trace a model in this scope for TensorFlow's own kernels, one task at a time."""
+    with fused_batch_normalization(), separate_bias_gradients(), fast_products():
+        yield
+
+
 class FunctionalModel:
     """`predict` and `loss` as functions of explicit weights and explicit non-trainable state.
 
@@ -38,7 +48,8 @@ class FunctionalModel:
         loss: `loss(y_true, y_pred)`, a scalar or one value for each example (then averaged).
         normalization: `"batch"` or `"stored"`, see `batch_normalization_statistics`.
         vectorized: whether the functions run under `tf.vectorized_map`, see `_vectorize`.
-        fused: whether batches are normalised by the fused kernel, see `_batch_norm`.
+        fused: whether TensorFlow's own kernels run: batches are normalised by the fused one, see `_batch_norm`, and
+            max-pooling is not rewritten for XLA, see `_max_pool`.
         per_step: indices of the state's entries that are tables with a row for each inner step, see `_rows`.
     """
 
@@ -62,7 +73,7 @@ class FunctionalModel:
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
         state, write = self._rows(state)
         convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
-        kernels = fused_batch_normalization() if self.fused else contextlib.nullcontext()
+        kernels = fast_kernels() if self.fused else plain_max_pooling()
         with correct_second_derivatives(), kernels, batch_normalization_statistics(self.normalization), convolutions:
             mode = {"training": training} if self.model._call_has_training_arg else {}  # a user's call may lack it
             y_pred, state, losses = self.model.stateless_call(list(weights), list(state), x, return_losses=True, **mode)
@@ -91,9 +102,14 @@ class FunctionalModel:
         return [tf.gather(s, row) if i in self.per_step else s for i, s in enumerate(state)], write
 
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
-        """Return `(loss, (new_state, predictions))`; the loss is a scalar."""
+        """Return `(loss, (new_state, predictions))`; the loss is a scalar, computed in float32 or finer."""
         y_pred, state, penalty = self.predict(weights, state, x, training)
-        loss = tf.reduce_mean(self.loss_fn(y, y_pred))
+        loss = tf.reduce_mean(self.loss_fn(y, tf.nest.map_structure(_at_least_float32, y_pred)))
         if penalty is not None:
             loss += tf.cast(penalty, loss.dtype)
         return loss, (state, y_pred)
+
+
+def _at_least_float32(t: tf.Tensor) -> tf.Tensor:
+    """Return predictions of 16 bits as float32: losses that Keras finds by a name would round their targets, too."""
+    return tf.cast(t, tf.float32) if t.dtype in (tf.float16, tf.bfloat16) else t

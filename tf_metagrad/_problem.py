@@ -72,6 +72,7 @@ class Problem:
         self.shared = [i for i in range(len(self.theta)) if i not in set(functions.adapting)]
         self.learns_rates = bool(self.learned) and not inner.proximal
         self.offset: Params | None = None
+        self.awaited: Params = ()
 
     # Weights -----------------------------------------------------------------------------------------------------
 
@@ -82,9 +83,11 @@ class Problem:
         return problem
 
     def after(self, others: Params) -> "Problem":
-        """Return the problem, for what has to wait until `others` are known."""
+        """Return the problem, whose inner loop and shared weights wait until `others` are known."""
         problem = copy.copy(self)
-        problem.theta = _tree.after(others, self.theta)
+        problem.awaited = others
+        shared = [self.theta[i] for i in self.shared]
+        problem.theta = self.merged(self.adapting(self.theta), _tree.after(others, shared) if shared else [])
         return problem
 
     def _theta(self) -> list[tf.Tensor]:
@@ -140,22 +143,6 @@ class Problem:
         x, y = self.task.support_x, self.task.support_y
         loss, state, _, gradient = self.functions.support_gradient(self._full(phi), state, x, y, wrt)
         return gradient, state, loss
-
-    def inner_gradient(self, phi: Params, state: Params, perturbation: tf.Tensor | None = None):
-        """Return `(G, new_state, support loss)`, G the gradient of nu l_val + l_trn + lambda/2 |phi - theta|^2 at phi.
-
-        nu is the perturbation, and lambda is 0 without a proximal term. The query gradient waits for the support
-        gradient, so that the activations of one are held at a time.
-        """
-        gradient, new_state, loss = self.support_gradient(phi, state)
-        if self.inner.proximal:
-            pull = _tree.scale(self.weight(), _tree.subtract(phi, self.initial()))
-            gradient = _tree.add(gradient, pull)
-        if perturbation is not None:
-            waiting = _tree.after(gradient, phi)
-            query = self.query(waiting, state, tuple(self.functions.adapting))
-            gradient = _tree.add(gradient, _tree.scale(perturbation, query.gradient))
-        return gradient, new_state, loss
 
     def query(self, phi: Params, state: Params, wrt: tuple[int, ...] | None = None) -> Query:
         """Return loss, predictions and gradient g^K of the query loss, for all weights or those listed in `wrt`."""
@@ -228,9 +215,9 @@ class Problem:
 
     # The inner loop ----------------------------------------------------------------------------------------------
 
-    def adapt(self, keep: int = 0, perturbation: tf.Tensor | None = None) -> Path:
-        """Run the K inner steps, recording the last `keep` iterates; `perturbation` is nu, see `inner_gradient`."""
-        return _inner_loop.adapt(self, keep, perturbation)
+    def adapt(self, keep: int = 0, perturbation: tf.Tensor | None = None, stacked: bool = True) -> Path:
+        """Run the K inner steps, recording the last `keep` iterates; `perturbation` is nu, see `_inner_objective`."""
+        return _inner_loop.adapt(self, keep, perturbation, stacked)
 
     def diagnostics(self, path: Path, **more: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return how the inner loop went, for each task, and what the estimator adds.

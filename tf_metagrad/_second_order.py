@@ -56,7 +56,7 @@ def _moments(original, x, axes, shift=None, name=None, keep_dims=None, keepdims=
     keep = bool(keepdims or keep_dims)
     x = tf.convert_to_tensor(x)
     with tf.name_scope(name or "moments"):
-        y = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+        y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
         mean = tf.reduce_mean(y, axes, keepdims=True)
         variance = tf.reduce_mean(tf.math.squared_difference(y, mean), axes, keepdims=keep)
         mean = mean if keep else tf.squeeze(mean, axes)

@@ -67,6 +67,15 @@ def append(stacked: Params, a: Params) -> list[tf.Tensor]:
     return [tf.concat([x, y[None]], axis=0) for x, y in zip(stacked, a, strict=True)]
 
 
+def all_finite(a: Params, stacked: bool = False) -> tf.Tensor:
+    """Return whether all numbers are finite, a scalar; where stacked, one for each entry of the first axis.
+
+    As one vector: for XLA each operation less is a kernel less to compile.
+    """
+    finite = [tf.reshape(tf.math.is_finite(x), [x.shape[0], -1] if stacked else [-1]) for x in a]
+    return tf.reduce_all(tf.concat(finite, axis=-1), axis=-1)
+
+
 def ravel(a: Params) -> tf.Tensor:
     """Return the list as one vector."""
     return tf.concat([tf.reshape(x, [-1]) for x in a], axis=0)

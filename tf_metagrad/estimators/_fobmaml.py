@@ -22,9 +22,9 @@ Any hyperparameter h of the inner objective G_nu(phi, h) has dF/dh = d/dnu [dG_n
 that is |phi_nu - theta|^2 / 2, for weights that do not adapt the gradient of nu f + f-hat.
 
 Cost: two K gradients for each point of the stencil (one K at nu = 0), no HVP; the tangent takes K HVPs and K query
-gradients. Memory: that of FOMAML and two more sets of weights, for the problems are solved one after the other, with
-the support and the query gradient one after the other. (Where only the last layers adapt, XLA computes the features
-before them once and keeps them for both sets of examples: less time, more memory.)
+gradients. Memory: that of FOMAML and one more set of weights (four_point: three), for the problems are solved one after
+the other, with the support and the query gradient one after the other. (Where only the last layers adapt, XLA computes
+the features before them once and keeps them for both sets of examples: less time, more memory.)
 
 Before the solution is reached neither is the gradient of the loss after K steps, which MAML computes.
 
@@ -42,6 +42,7 @@ import tensorflow as tf
 from tf_metagrad import _tree
 from tf_metagrad._inner_loop import Path, move, path_to, start
 from tf_metagrad._problem import Estimate, Problem
+from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator, check_proximal
 from tf_metagrad.inner import InnerOptimizer
 from tf_metagrad.inner._base import is_one_of
@@ -68,24 +69,34 @@ def step_aware_perturbation(steps: int) -> float:
 
 def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     """Return the estimate by finite differences in nu."""
-    initial = problem.initial()
-    moved = mean = _tree.zeros_like(initial)
+    initial, sums, held = problem.initial(), [], []  # sums: of slopes and of shares
     shared = [tf.zeros([], initial[0].dtype) for _ in problem.shared]
     penalty, diagnostics = 0.0, {}
     for point, slope, share in zip(*_STENCILS[scheme], strict=True):
         nu, slope = tf.constant(point * perturbation, initial[0].dtype), slope / perturbation
-        path = problem.after([*moved, *shared]).adapt(perturbation=nu if point else None)  # one after the other
+        known = [t for t in tf.nest.flatten([penalty, diagnostics, sums, held]) if tf.is_tensor(t)]
+        waiting = problem.after([*known, *shared]) if known else problem  # one after the other
+        path = waiting.adapt(perturbation=nu if point else None)
         away = _tree.subtract(path.end, initial)
-        moved = _tree.add(moved, _tree.scale(slope, away))
-        mean = _tree.add(mean, _tree.scale(share, away))
         if problem.shared:
             shared = _tree.add(shared, _tree.scale(slope, _shared_gradient(problem, path, nu)))
         penalty += slope * _tree.dot(away, away, problem.stacked) / 2
         found = problem.diagnostics(path)
         diagnostics = {name: tf.maximum(value, diagnostics.get(name, value)) for name, value in found.items()}
+        held.append((slope, share, away))
+        if len(held) == 2:  # of a pair one solution is held while the other is found
+            (a, b, first), (c, d, second) = held
+            first = _tree.after(second, first)  # no product before
+            pair = [_weighted(a, first, c, second), _weighted(b, first, d, second)]
+            sums, held = [_tree.add(x, y) for x, y in zip(sums, pair, strict=True)] if sums else pair, []
+    moved, mean = sums
     query = problem.after([*moved, *shared]).query(_tree.add(initial, mean), path.state, ())
     gradients = problem.merged(_tree.scale(-problem.weight(), moved), shared)
     return Estimate(problem.mean(gradients), problem.weight_gradient(penalty), query, diagnostics)
+
+
+def _weighted(a: float, x: Params, b: float, y: Params) -> list[tf.Tensor]:
+    return _tree.add(_tree.scale(a, x), _tree.scale(b, y))
 
 
 def _shared_gradient(problem: Problem, path: Path, nu: tf.Tensor) -> list[tf.Tensor]:

@@ -124,7 +124,7 @@ class MAML(Estimator):
         """See `Estimator.estimate`."""
         if self.mode == "unrolled":
             return unrolled(problem, self.step_weights)
-        path = problem.adapt(keep=problem.steps)
+        path = problem.adapt(keep=problem.steps, stacked=False)
         query = problem.query(path.end, path.state)
         if self.step_weights:
             gradients = multi_step(problem, path, query, self.step_weights)

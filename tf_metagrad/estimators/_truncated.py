@@ -95,7 +95,7 @@ class TruncMAML(Estimator):
 
     def estimate(self, problem: Problem) -> Estimate:
         """See `Estimator.estimate`."""
-        path = problem.adapt(keep=self.truncation)
+        path = problem.adapt(keep=self.truncation, stacked=False)
         query = problem.query(path.end, path.state)
         gradients = backpropagate(problem, path, query.gradient, self.truncation)
         return Estimate(*gradients, query, problem.diagnostics(path))

@@ -1,0 +1,87 @@
+"""Error of the meta-gradient in lower precisions, estimator after estimator, relative to the same one in float64.
+
+  python benchmarks/precision.py [--nopool] [--filters=16] [--size=28] [--estimators="MAML;FOMAML"]
+
+Two tasks, 5-way 1-shot, 5 queries a class, K = 5, the same weights in every precision; an image is the class' own, a
+tenth of its pixels set, with 2 % of them flipped. "mixed" is Keras' policy: the layers compute in the lower precision;
+weights, iterates, the loss and all vectors are float32. ESMAML is relative to float32: float64 draws others. On a GPU
+there is a column for TF32 and one for float32 without it.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tf_metagrad as mg
+
+_ESTIMATORS = flags.DEFINE_string(
+    "estimators",
+    'FOMAML;MAML;MAML("unrolled");TruncMAML(2);BinomMAML(1);BinomMAML(2);BinomTruncMAML(2, 3);Reptile;IMAML;FOBMAML;'
+    'FOBMAML("tangent");ESMAML(sigma=0.01);ESMAML(sigma=0.3)',
+    "Separated by semicolons.",
+)
+_NET = flags.DEFINE_enum("net", "conv2d", ["conv2d", "mlp"], "The Omniglot net, or an MLP 40-40 with tanh.")
+_POOL = flags.DEFINE_bool("pool", False, "Max-pooling, or convolutions of stride 2.")
+_FILTERS = flags.DEFINE_integer("filters", 16, "Filters of a convolution.")
+_SIZE = flags.DEFINE_integer("size", 28, "Height and width of an image.")
+_EXECUTION = flags.DEFINE_string("execution", "loop", "How tasks are run.")
+_JIT = flags.DEFINE_bool("jit", False, "Compile by XLA.")
+
+
+def build(precision: str) -> keras.Model:
+    """Return the net with a dtype policy."""
+    keras.config.set_dtype_policy(precision)
+    if _NET.value == "mlp":
+        return mg.models.mlp(_SIZE.value, outputs=5, activation="tanh")
+    return mg.models.conv2d(5, (_SIZE.value, _SIZE.value, 1), _FILTERS.value, pool=_POOL.value)
+
+
+def tasks() -> mg.Task:
+    """Return two tasks."""
+    rng = np.random.default_rng(0)
+    shape = (_SIZE.value,) if _NET.value == "mlp" else (_SIZE.value, _SIZE.value, 1)
+    support, query = np.arange(5), np.repeat(np.arange(5), 5)
+    images = rng.uniform(size=(2, 5, *shape))[:, np.concatenate([support, query])] < 0.1
+    images = (images ^ (rng.uniform(size=images.shape) < 0.02)).astype("float32")
+    return mg.Task(images[:, :5], np.tile(support, (2, 1)), images[:, 5:], np.tile(query, (2, 1)))
+
+
+def gradient(model: keras.Model, estimator: mg.estimators.Estimator) -> np.ndarray:
+    """Return the meta-gradient as one vector of float64."""
+    inner = mg.inner.GradientDescent(5, 0.1)
+    if isinstance(estimator, mg.estimators.IMAML | mg.estimators.FOBMAML):
+        inner = mg.inner.ProximalGradientDescent(5, 0.1, weight=2.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=model.variable_dtype)
+    learner = mg.MetaLearner(model, loss, inner, estimator, execution=_EXECUTION.value, jit_compile=_JIT.value)
+    return np.concatenate([np.ravel(g).astype("float64") for g in learner.meta_gradient(tasks()).gradients])
+
+
+def main(argv: list[str]) -> None:
+    """Print a table."""
+    columns = {"float32": ("float32", True)}
+    if tf.config.list_physical_devices("GPU"):
+        columns = {"TF32": ("float32", True), "float32": ("float32", False)}
+    columns |= {name: (name, True) for name in ("mixed_bfloat16", "mixed_float16")}
+    models = {name: build(name) for name in ("float64", "float32", "mixed_bfloat16", "mixed_float16")}
+    weights = models["float32"].get_weights()
+    for model in models.values():
+        model.set_weights(weights)
+    print("| estimator | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
+    for text in _ESTIMATORS.value.split(";"):
+        estimator = mg.estimators.parse(text)
+        exact = "float32" if isinstance(estimator, mg.estimators.ESMAML) else "float64"
+        reference, cells = gradient(models[exact], estimator), []
+        for policy, fast in columns.values():
+            tf.config.experimental.enable_tensor_float_32_execution(fast)
+            error = gradient(models[policy], estimator) - reference
+            cells.append(f"{np.linalg.norm(error) / np.linalg.norm(reference):.1e}")
+        print(f"| {text} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
