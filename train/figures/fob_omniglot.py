@@ -21,7 +21,7 @@ SIZES = {
     "small": {
         "shots": [1, 5], "methods": ["FO-B-MAML", "FOMAML", "MAML"], "seeds": [0],
         "flags": _FLAGS | {
-            "steps": 1500, "meta_batch": 8, "queries": 5, "pool": False, "inner_learning_rate": 0.1,
+            "steps": 2000, "meta_batch": 8, "queries": 5, "pool": False, "inner_learning_rate": 0.1,
             "meta_learning_rate": 2e-3, "epoch_steps": 250, "validation_tasks": 40,
         },
     },
