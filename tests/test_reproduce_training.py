@@ -33,10 +33,14 @@ def stub(monkeypatch, figures):
     """Return a function that puts runs of known numbers in the place of a figure's training, and the runs asked for."""
     from figures.training import Trained
 
-    asked = {}
+    asked, started = {}, set()
+
+    def classified(name, settings, place):
+        started.add(name)
+        return [{"iteration": 1, "train_accuracy": 0.5, "train_loss": 1.0}]
 
     def trained(name, flags, place, start=None):
-        assert name not in asked and (start is None or start in asked)
+        assert name not in asked and (start is None or start in started)
         asked[name] = flags | {"start": start}
         value = len(asked) / 100
         epochs = range(flags["steps"] // flags["epoch_steps"])
@@ -47,6 +51,7 @@ def stub(monkeypatch, figures):
 
     def put(name):
         monkeypatch.setattr(figures[name], "trained", trained)
+        monkeypatch.setattr("figures.classifier.start", classified)
         return figures[name], asked
 
     return put
@@ -65,9 +70,10 @@ def test_runs_differ_in_their_method_only_and_their_rows_can_be_drawn_and_writte
     assert sorted(r["accuracy"] for r in results) == [(n + 1) / 100 for n in range(len(asked))]
     own = {"task", "shots", "seed", "start", "estimator", "inner", "proximal_weight"}  # what a run may have of its own
     own |= {"inner_learning_rate", "meta_learning_rate"}
-    runs = [flags for name, flags in asked.items() if not name.endswith("-start")]
-    kinds = {json.dumps({k: v for k, v in flags.items() if k not in own}) for flags in runs}
+    kinds = {json.dumps({k: v for k, v in flags.items() if k not in {*own, "steps"}}) for flags in asked.values()}
     assert len(kinds) == 1
+    shots = {flags.get("shots") for flags in asked.values()}
+    assert len({(flags.get("shots"), flags["steps"]) for flags in asked.values()}) == len(shots)
     for flags in asked.values():
         assert (flags.get("inner") == "proximal") == flags["estimator"].startswith(("IMAML", "FOBMAML"))
     assert reproduce.table(rows).count("\n") == len(rows) + 1
@@ -82,13 +88,13 @@ def test_table_1_of_binommaml_has_every_method_and_figure_5(stub, canvas):
     assert set(settings["methods"]["1"]) == set(module.METHODS) == set(module._PAPER)
     seeds = {flags["seed"] for flags in asked.values()}
     assert len(seeds) == 1  # the same tasks for all
-    assert {flags["start"] for name, flags in asked.items() if not name.endswith("-start")} == {"mini_imagenet-start"}
+    assert {flags["start"] for flags in asked.values()} == {"mini_imagenet-start"}
     module.draw(rows, settings, canvas)
     bars, curves = (part.get_axes() for part in canvas.subfigs)
     assert [len(axis.patches) for axis in bars] == [len(m) for m in settings["methods"].values()]
     lines = {line.get_label(): line for line in curves[0].get_lines()}
     assert set(lines) == set(module.STYLES)
-    own = [r for r in rows if (r["shots"], r["method"]) == (1, "MAML") and "train_accuracy" in r]
+    own = [r for r in rows if (r.get("shots"), r["method"]) == (1, "MAML") and "train_accuracy" in r]
     np.testing.assert_array_equal(lines["MAML"].get_xdata(), [r["iteration"] for r in own])
     np.testing.assert_array_equal(lines["MAML"].get_ydata(), [r["train_accuracy"] for r in own])
     assert own[-1]["iteration"] == settings["flags"]["steps"]
@@ -116,3 +122,26 @@ def test_table_2_of_fo_b_maml_has_a_panel_for_each_number_of_shots(stub, canvas)
     module.draw(rows, settings, canvas)
     assert [axis.get_title() for axis in canvas.get_axes()] == [f"{s}-shot (line: the paper)" for s in (1, 5)]
     assert "FO-B-MAML" in {r["method"] for r in rows if r["shots"] == 1}
+
+
+def test_the_start_is_a_classifier_that_a_run_can_begin_from(tmp_path, figures, monkeypatch):
+    import keras
+    import tensorflow as tf
+    from figures import Place, classifier
+    from pipeline import take_weights
+
+    import tf_metagrad as mg
+
+    rng, y = np.random.default_rng(0), np.arange(96) % 3
+    x = np.clip(rng.normal(80 * y[:, None, None, None], 20, size=(96, 84, 84, 3)), 0, 255).astype("uint8")
+    monkeypatch.setattr(classifier, "images", lambda place: (x, y))
+    settings = {"epochs": 6, "batch": 16, "rate": 0.01, "filters": 2, "pool": False, "seed": 0}
+    rows = classifier.start("start", settings, Place(tmp_path, []))
+    assert [r["iteration"] for r in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["train_accuracy"] > 0.6  # of three classes
+    keras.utils.set_random_seed(0)
+    model = mg.models.conv2d(5, (84, 84, 3), 2, pool=False)
+    before = [w.numpy() for w in model.trainable_weights]
+    take_weights(model, str(tmp_path / "runs" / "start"))
+    assert not any(tf.reduce_any(w != 0) for w in model.layers[-1].weights)
+    assert all(np.abs(w - b).max() > 1e-3 for w, b in zip(model.trainable_weights[:1], before[:1], strict=True))
+    assert classifier.start("start", settings, Place(tmp_path, [])) == []  # made once

@@ -2,12 +2,13 @@
 
 All methods see the same tasks in the same order, from the same initial weights, and are judged on the same 600 unseen
 tasks. iMAML needs a proximal inner problem; the others adapt by plain gradient descent, as in the paper. At small size
-the first weights are not random: a run with FOMAML, `start`, goes before, and all methods begin where it ended.
+the first weights are not random but those of a classifier of the training classes, see `figures.classifier`.
 tiered-ImageNet runs by the same code where its files are there: `--size=paper` includes it.
 """
 
 from typing import Any
 
+from figures import classifier
 from figures.place import Place
 from figures.training import Trained, bars, row, trained
 
@@ -24,8 +25,8 @@ _FLAGS = {"meta_batch": 4, "inner_steps": 5, "inner_learning_rate": 0.01}
 SIZES = {
     "small": _SIZE | {
         "datasets": ["mini_imagenet"],
-        "methods": {"1": list(METHODS), "5": ["FOMAML", "Reptile", "TruncMAML(1)", "BinomMAML(1)", "MAML"]},
-        "start": {"shots": 1, "estimator": "FOMAML", "steps": 2000, "epoch_steps": 200, "queries": 15},
+        "methods": {"1": list(METHODS), "5": ["FOMAML", "BinomMAML(1)", "MAML"]},
+        "start": {"epochs": 10, "batch": 64, "rate": 2e-3, "filters": 32, "pool": False, "seed": 0},
         "flags": _FLAGS | {
             "steps": 150, "queries": 5, "pool": False, "meta_learning_rate": 1e-3, "epoch_steps": 25,
             "validation_tasks": 40,
@@ -64,8 +65,8 @@ def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
         common = {"task": dataset, "seed": settings["seed"], "evaluation_tasks": settings["evaluation_tasks"]}
         start = f"{dataset}-start" if settings["start"] else None
         if start:
-            about = {"dataset": dataset, "shots": settings["start"]["shots"], "method": "start"}
-            rows += entries(about, trained(start, common | settings["flags"] | settings["start"], place), settings)
+            about = {"dataset": dataset, "method": "start"}
+            rows += [about | entry for entry in classifier.start(start, settings["start"], place)]
         for shots, methods in settings["methods"].items():
             for method in methods:
                 flags = common | settings["flags"] | {"shots": int(shots), "estimator": METHODS[method]}
@@ -78,7 +79,7 @@ def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
 
 def entries(about: dict[str, Any], run: Trained, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a run: its epochs, then its result."""
-    size = (settings["start"] if about["method"] == "start" else settings["flags"])["epoch_steps"]
+    size = settings["flags"]["epoch_steps"]
     columns = {"train_accuracy": "accuracy", "train_loss": "loss", "validation_accuracy": "val_accuracy"}
     curve = [
         about | {"iteration": (int(epoch["epoch"]) + 1) * size} | {new: epoch[old] for new, old in columns.items()}
