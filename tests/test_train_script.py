@@ -266,6 +266,24 @@ def test_a_finished_run_is_judged_and_exported_again_and_nothing_else(script, fi
     assert command[:2] == ["python", "train/train.py"] and {*TINY, "--steps=4"} <= set(command)
 
 
+def test_a_run_can_begin_with_the_weights_that_another_ended_with(script, finished, tmp_path):
+    again = [*TINY, "--steps=1", "--meta_learning_rate=0", "--verbose=0"]
+    assert script.call(*again, f"--initial_weights={finished}", f"--output={tmp_path / 'begun'}") is None
+    assert script.call(*again, f"--output={tmp_path / 'new'}") is None
+    ended, begun, new = (
+        json.loads((f / "result.json").read_text()) for f in (finished, tmp_path / "begun", tmp_path / "new")
+    )
+    assert begun == ended and new != ended
+
+
+def test_initial_weights_that_do_not_fit_end_in_a_sentence(script, finished, tmp_path):
+    sentence = script.call(*TINY, f"--initial_weights={tmp_path}", f"--output={tmp_path / 'a'}")
+    assert f"--initial_weights must be the output folder of a run of train.py. Received: '{tmp_path}'." in sentence
+    sentence = script.call("--task=mnist1d", f"--initial_weights={finished}", f"--output={tmp_path / 'a'}")
+    assert "holds the weights of another network" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_configuration_is_refused_by_the_settings_that_differ(script, finished):
     before = contents(finished)
     message = script.call(*TINY, "--steps=6", "--epoch_steps=2", "--seed=7", f"--output={finished}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import zlib
 from collections.abc import Callable
@@ -90,12 +91,33 @@ def _learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaL
     return learner
 
 
+def take_weights(model: keras.Model, run: str) -> None:
+    """Give the model the weights that another run ended with.
+
+    Raises:
+        ValueError: the folder holds no checkpoint, or that of another network.
+    """
+    path = tf.train.latest_checkpoint(os.path.join(run, "checkpoints"))
+    if path is None:
+        raise ValueError(f"--initial_weights must be the output folder of a run of train.py. Received: {run!r}.")
+    try:
+        status = tf.train.Checkpoint(model=model).restore(path)
+        status.assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError) as error:
+        raise ValueError(
+            f"--initial_weights={run} holds the weights of another network than that of --task and the flags of its "
+            "sizes. Name a run with the same."
+        ) from error
+
+
 def run(settings: Settings, options: Settings, termination: Any) -> None:
     """Train, evaluate, export; where the process is asked to terminate, training stops with a checkpoint."""
     if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
     schedule = make_schedule(settings)
     learner = make_learner(settings, schedule[0])
+    if settings["initial_weights"] is not None:
+        take_weights(learner.model, settings["initial_weights"])
     termination.begin()  # again, for TensorFlow's server of a worker takes the signal
     workers = Workers(learner.distribute_strategy)
     test = stream("test", settings, options)

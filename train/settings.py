@@ -100,6 +100,10 @@ flags.DEFINE_string(
     "schedule", None, 'Estimators by step, such as "0: FOMAML, 300: BinomMAML(1)"; replaces --estimator.',
     module_name=TRAINING,
 )  # fmt: skip
+flags.DEFINE_string(
+    "initial_weights", None, "Output folder of a run with the same network, whose weights are the first ones here.",
+    module_name=TRAINING,
+)  # fmt: skip
 _by_task(flags.DEFINE_integer, "steps", "Number of meta-updates", lower_bound=1, module_name=TRAINING)
 flags.DEFINE_enum("meta_optimizer", "adam", ["adam", "sgd", "sngdm"], "Meta-optimizer.", module_name=TRAINING)
 _by_task(

@@ -1,14 +1,16 @@
 """Tables 1 and 2 and figure 5 of BinomMAML: accuracy on mini-ImageNet, 5-way, at the same number of iterations.
 
 All methods see the same tasks in the same order, from the same initial weights, and are judged on the same 600 unseen
-tasks. iMAML needs a proximal inner problem; the others adapt by plain gradient descent, as in the paper.
+tasks. iMAML needs a proximal inner problem; the others adapt by plain gradient descent, as in the paper. At small size
+the first weights are not random but those of a classifier of the training classes, see `figures.classifier`.
 tiered-ImageNet runs by the same code where its files are there: `--size=paper` includes it.
 """
 
 from typing import Any
 
+from figures import classifier
 from figures.place import Place
-from figures.training import bars, row, trained
+from figures.training import Trained, bars, row, trained
 
 _ORDERS = range(1, 5)
 METHODS = {
@@ -18,23 +20,34 @@ METHODS = {
     **{f"BinomMAML({L})": f"BinomMAML({L})" for L in _ORDERS},
     "Hybrid(1, 4)": "BinomTruncMAML(1, 4)", "MAML": "MAML",
 }  # fmt: skip
-_SIZE = {"seed": 0, "shots": [1, 5], "evaluation_tasks": 600, "proximal_weight": 0.5}
+_SIZE = {"seed": 0, "evaluation_tasks": 600, "proximal_weight": 0.5}
+_FLAGS = {"meta_batch": 4, "inner_steps": 5, "inner_learning_rate": 0.01}
 SIZES = {
     "small": _SIZE | {
         "datasets": ["mini_imagenet"],
-        "flags": {
-            "steps": 400, "meta_batch": 4, "queries": 5, "inner_steps": 5, "inner_learning_rate": 0.05,
-            "meta_learning_rate": 3e-3, "pool": False, "epoch_steps": 100, "validation_tasks": 40,
+        "methods": {"1": list(METHODS), "5": ["FOMAML", "BinomMAML(1)", "MAML"]},
+        "start": {"epochs": 10, "batch": 64, "rate": 2e-3, "filters": 32, "pool": False, "seed": 0},
+        "flags": _FLAGS | {
+            "steps": 150, "queries": 5, "pool": False, "meta_learning_rate": 1e-3, "epoch_steps": 25,
+            "validation_tasks": 40,
         },
     },
     "paper": _SIZE | {
         "datasets": ["mini_imagenet", "tiered_imagenet"],
-        "flags": {
-            "steps": 20_000, "meta_batch": 4, "queries": 15, "inner_steps": 5, "inner_learning_rate": 0.01,
-            "meta_learning_rate": 1e-3, "cosine_decay": False, "epoch_steps": 500, "validation_tasks": 200,
+        "methods": {"1": list(METHODS), "5": list(METHODS)}, "start": None,
+        "flags": _FLAGS | {
+            "steps": 20_000, "queries": 15, "meta_learning_rate": 1e-3, "cosine_decay": False, "epoch_steps": 500,
+            "validation_tasks": 200,
         },
     },
 }  # fmt: skip
+# figure 5: the paper's choice of curves is not in its text
+STYLES = {
+    "FOMAML": {"color": "C7"},
+    **{f"TruncMAML({L})": {"color": "C0", "alpha": 0.2 * (L + 1), "linestyle": "--"} for L in _ORDERS},
+    **{f"BinomMAML({L})": {"color": "C1", "alpha": 0.2 * (L + 1)} for L in _ORDERS},
+    "MAML": {"color": "k"},
+}
 # table 1 (and table 2 for the hybrid), mini-ImageNet: 1-shot, 5-shot
 _PAPER = {
     "FOMAML": (44.57, 62.97), "Reptile": (42.11, 61.07), "iMAML(1)": (44.47, 60.32), "iMAML(2)": (44.57, 60.63),
@@ -49,29 +62,51 @@ def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
     """Return the test accuracy of each run, and its learning curve."""
     rows = []
     for dataset in settings["datasets"]:
-        for shots in settings["shots"]:
-            for method, estimator in METHODS.items():
-                flags = {"task": dataset, "shots": shots, "estimator": estimator, "seed": settings["seed"]}
-                flags |= settings["flags"] | {"evaluation_tasks": settings["evaluation_tasks"]}
+        common = {"task": dataset, "seed": settings["seed"], "evaluation_tasks": settings["evaluation_tasks"]}
+        start = f"{dataset}-start" if settings["start"] else None
+        if start:
+            about = {"dataset": dataset, "method": "start"}
+            rows += [about | entry for entry in classifier.start(start, settings["start"], place)]
+        for shots, methods in settings["methods"].items():
+            for method in methods:
+                flags = common | settings["flags"] | {"shots": int(shots), "estimator": METHODS[method]}
                 if method.startswith("iMAML"):
                     flags |= {"inner": "proximal", "proximal_weight": settings["proximal_weight"]}
-                run = trained(f"{dataset}-{shots}-{method}".replace(" ", ""), flags, place)
-                about = {"dataset": dataset, "shots": shots, "method": method}
-                curve = [{"epoch": int(e["epoch"]), "train": e["accuracy"], "loss": e["loss"]} for e in run.history]
-                rows += [about | entry for entry in curve]
-                rows.append(about | row(run))
+                run = trained(f"{dataset}-{shots}-{method}".replace(" ", ""), flags, place, start)
+                rows += entries({"dataset": dataset, "shots": int(shots), "method": method}, run, settings)
     return rows
 
 
+def entries(about: dict[str, Any], run: Trained, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a run: its epochs, then its result."""
+    size = settings["flags"]["epoch_steps"]
+    columns = {"train_accuracy": "accuracy", "train_loss": "loss", "validation_accuracy": "val_accuracy"}
+    curve = [
+        about | {"iteration": (int(epoch["epoch"]) + 1) * size} | {new: epoch[old] for new, old in columns.items()}
+        for epoch in run.history
+    ]
+    return [*curve, about | row(run)]
+
+
 def draw(rows: list[dict[str, Any]], settings: dict[str, Any], figure: Any) -> None:
-    """Draw the table for each data set and number of shots, with the paper's numbers."""
+    """Draw above the table for each data set and number of shots, with the paper's numbers; below, figure 5."""
     panels: dict[str, list] = {}
     for entry in rows:
-        if "accuracy" in entry:
+        if entry["method"] != "start":
             panels.setdefault(f"{entry['dataset']}, {entry['shots']}-shot", []).append(entry)
     paper = {
         (f"mini_imagenet, {shots}-shot", method): values[i]
         for method, values in _PAPER.items()
         for i, shots in enumerate((1, 5))
     }
-    bars(figure, panels, paper)
+    above, below = figure.subfigures(2, 1, height_ratios=(3, 2))
+    bars(above, {title: [r for r in own if "accuracy" in r] for title, own in panels.items()}, paper)
+    axes = below.subplots(1, 2 * len(panels), squeeze=False)[0]
+    for index, (title, own) in enumerate(panels.items()):
+        for axis, key in zip(axes[2 * index :], ("train_accuracy", "train_loss"), strict=False):
+            for method, style in STYLES.items():
+                points = [(r["iteration"], r[key]) for r in own if r["method"] == method and key in r]
+                if points:
+                    axis.plot(*zip(*points, strict=True), **style, label=method)
+            axis.set(title=title, xlabel="iteration", ylabel=key.replace("_", " "))
+    axes[-1].legend(fontsize="x-small")

@@ -96,4 +96,6 @@ def draw(rows: list[dict[str, Any]], settings: dict[str, Any], figure: Any) -> N
             own = [r for r in rows if r["panel"] == panel and r["estimator"] == text]
             axis.loglog([r["size"] for r in own], [r["MiB"] for r in own], "o-", label=text)
         axis.set(xlabel=label, ylabel="peak MiB")
+        axis.xaxis.minorticks_off()
+        axis.set_xticks(settings[panel], [str(size) for size in settings[panel]])
     axes[0].legend(fontsize="x-small")

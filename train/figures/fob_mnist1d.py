@@ -20,8 +20,11 @@ METHODS = {
     "FO-B-MAML": ('FOBMAML("symmetric", 0.1)', "proximal", 0.1, 0.01),
     "FO-B-MAML, tangent": ('FOBMAML("tangent")', "proximal", 0.1, 0.01),
 }
-_SIZE = {"steps": 600, "epoch_steps": 25, "meta_batch": 16, "validation_tasks": 100, "evaluation_tasks": 600}
-SIZES = {"small": _SIZE | {"seeds": [0, 1, 2]}, "paper": _SIZE | {"seeds": [0, 1, 2, 3, 4], "validation_tasks": 600}}
+_SIZE = {"steps": 600, "epoch_steps": 25, "validation_tasks": 100, "evaluation_tasks": 600}
+SIZES = {
+    "small": _SIZE | {"meta_batch": 16, "seeds": [0, 1, 2]},
+    "paper": _SIZE | {"meta_batch": 16, "seeds": [0, 1, 2, 3, 4], "validation_tasks": 600},
+}
 
 
 def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:

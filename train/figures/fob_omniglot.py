@@ -21,16 +21,18 @@ SIZES = {
     "small": {
         "shots": [1, 5], "methods": ["FO-B-MAML", "FOMAML", "MAML"], "seeds": [0],
         "flags": _FLAGS | {
-            "steps": 2000, "meta_batch": 8, "queries": 5, "pool": False, "inner_learning_rate": 0.1,
-            "meta_learning_rate": 3e-3, "epoch_steps": 500, "validation_tasks": 40,
+            "meta_batch": 8, "queries": 5, "pool": False, "inner_learning_rate": 0.1, "meta_learning_rate": 2e-3,
+            "epoch_steps": 250, "validation_tasks": 40,
         },
+        "steps": {"1": 2000, "5": 500},
     },
     "paper": {
         "shots": [1, 5], "methods": list(METHODS), "seeds": [0, 1, 2, 3, 4],
         "flags": _FLAGS | {
-            "steps": 20_000, "meta_batch": 16, "queries": 15, "inner_learning_rate": 0.1, "meta_learning_rate": 1e-3,
+            "meta_batch": 16, "queries": 15, "inner_learning_rate": 0.1, "meta_learning_rate": 1e-3,
             "epoch_steps": 1000, "validation_tasks": 200,
         },
+        "steps": {"1": 20_000, "5": 20_000},
     },
 }  # fmt: skip
 _PAPER = {
@@ -46,7 +48,8 @@ def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
         for method in settings["methods"]:
             estimator, inner = METHODS[method]
             for seed in settings["seeds"]:
-                flags = settings["flags"] | {"shots": shots, "estimator": estimator, "inner": inner, "seed": seed}
+                own = {"steps": settings["steps"][str(shots)], "shots": shots, "estimator": estimator}
+                flags = settings["flags"] | own | {"inner": inner, "seed": seed}
                 run = trained(f"{shots}-{method}-{seed}", flags, place)
                 rows.append({"shots": shots, "method": method, "seed": seed} | row(run))
     return rows

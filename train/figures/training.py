@@ -21,8 +21,14 @@ class Trained(NamedTuple):
     flags: str
 
 
-def trained(name: str, flags: Mapping[str, Any], place: Place) -> Trained:
+def trained(name: str, flags: Mapping[str, Any], place: Place, start: str | None = None) -> Trained:
     """Return the run of that name in the figure's folder, after training what is left of it.
+
+    Args:
+        name: name of the run.
+        flags: flags of train.py.
+        place: the figure's place.
+        start: name of the run whose weights are its first ones.
 
     Raises:
         ValueError: train.py refused the flags, or failed.
@@ -30,7 +36,8 @@ def trained(name: str, flags: Mapping[str, Any], place: Place) -> Trained:
     folder = place.folder / "runs" / name
     given = [f"--{key}={value}" for key, value in flags.items()]
     if not (folder / "result.json").exists():
-        command = [sys.executable, str(_SCRIPT), *given, *place.flags, f"--output={folder}", "--verbose=0"]
+        first = [] if start is None else [f"--initial_weights={place.folder / 'runs' / start}"]
+        command = [sys.executable, str(_SCRIPT), *given, *first, *place.flags, f"--output={folder}", "--verbose=0"]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise ValueError(f"The run {name!r} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -38,7 +45,7 @@ def trained(name: str, flags: Mapping[str, Any], place: Place) -> Trained:
         history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     result = json.loads((folder / "result.json").read_text())
     print(f"{name}: accuracy {result['mean']['accuracy']:.4f} +/- {result['confidence']['accuracy']:.4f}", flush=True)
-    return Trained(result, history, " ".join(given))
+    return Trained(result, history, " ".join(given if start is None else [*given, f"--initial_weights=runs/{start}"]))
 
 
 def row(run: Trained) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""The figures that train: which runs they ask for, what they make of them, what they draw."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "train")
+    from figures import FIGURES
+
+    return FIGURES
+
+
+@pytest.fixture
+def canvas():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(14, 7), layout="constrained")
+    yield figure
+    plt.close(figure)
+
+
+@pytest.fixture
+def stub(monkeypatch, figures):
+    """Return a function that puts runs of known numbers in the place of a figure's training, and the runs asked for."""
+    from figures.training import Trained
+
+    asked, started = {}, set()
+
+    def classified(name, settings, place):
+        started.add(name)
+        return [{"iteration": 1, "train_accuracy": 0.5, "train_loss": 1.0}]
+
+    def trained(name, flags, place, start=None):
+        assert name not in asked and (start is None or start in started)
+        asked[name] = flags | {"start": start}
+        value = len(asked) / 100
+        epochs = range(flags["steps"] // flags["epoch_steps"])
+        names = ("accuracy", "loss", "val_accuracy", "val_loss")
+        history = [{"epoch": float(e)} | {n: value + e / 1000 for n in names} for e in epochs]
+        result = {"mean": {"accuracy": value}, "confidence": {"accuracy": 0.005}, "count": 600}
+        return Trained(result, history, "--flags")
+
+    def put(name):
+        monkeypatch.setattr(figures[name], "trained", trained)
+        monkeypatch.setattr("figures.classifier.start", classified)
+        return figures[name], asked
+
+    return put
+
+
+@pytest.mark.parametrize("size", ["small", "paper"])
+@pytest.mark.parametrize("name", ["binom_table_1", "fob_figure_2", "fob_table_2"])
+def test_runs_differ_in_their_method_only_and_their_rows_can_be_drawn_and_written(name, size, stub, canvas):
+    import reproduce
+
+    module, asked = stub(name)
+    settings = json.loads(json.dumps(module.SIZES[size]))  # as settings.json keeps them
+    rows = module.measure(settings, None)
+    results = [r for r in rows if "accuracy" in r]
+    assert len(results) == len(asked) and all(r["confidence"] == 0.005 and r["tasks"] == 600 for r in results)
+    assert sorted(r["accuracy"] for r in results) == [(n + 1) / 100 for n in range(len(asked))]
+    own = {"task", "shots", "seed", "start", "estimator", "inner", "proximal_weight"}  # what a run may have of its own
+    own |= {"inner_learning_rate", "meta_learning_rate"}
+    kinds = {json.dumps({k: v for k, v in flags.items() if k not in {*own, "steps"}}) for flags in asked.values()}
+    assert len(kinds) == 1
+    shots = {flags.get("shots") for flags in asked.values()}
+    assert len({(flags.get("shots"), flags["steps"]) for flags in asked.values()}) == len(shots)
+    for flags in asked.values():
+        assert (flags.get("inner") == "proximal") == flags["estimator"].startswith(("IMAML", "FOBMAML"))
+    assert reproduce.table(rows).count("\n") == len(rows) + 1
+    module.draw(rows, settings, canvas)
+    assert canvas.get_axes() or canvas.subfigs
+
+
+def test_table_1_of_binommaml_has_every_method_and_figure_5(stub, canvas):
+    module, asked = stub("binom_table_1")
+    settings = module.SIZES["small"]
+    rows = module.measure(settings, None)
+    assert set(settings["methods"]["1"]) == set(module.METHODS) == set(module._PAPER)
+    seeds = {flags["seed"] for flags in asked.values()}
+    assert len(seeds) == 1  # the same tasks for all
+    assert {flags["start"] for flags in asked.values()} == {"mini_imagenet-start"}
+    module.draw(rows, settings, canvas)
+    bars, curves = (part.get_axes() for part in canvas.subfigs)
+    assert [len(axis.patches) for axis in bars] == [len(m) for m in settings["methods"].values()]
+    lines = {line.get_label(): line for line in curves[0].get_lines()}
+    assert set(lines) == set(module.STYLES)
+    own = [r for r in rows if (r.get("shots"), r["method"]) == (1, "MAML") and "train_accuracy" in r]
+    np.testing.assert_array_equal(lines["MAML"].get_xdata(), [r["iteration"] for r in own])
+    np.testing.assert_array_equal(lines["MAML"].get_ydata(), [r["train_accuracy"] for r in own])
+    assert own[-1]["iteration"] == settings["flags"]["steps"]
+
+
+def test_figure_2_of_fo_b_maml_draws_mean_and_range_of_the_seeds(stub, canvas):
+    module, asked = stub("fob_figure_2")
+    settings = module.SIZES["small"]
+    rows = module.measure(settings, None)
+    assert settings["steps"] == 600 and len(settings["seeds"]) == 3
+    module.draw(rows, settings, canvas)
+    (axis,) = canvas.get_axes()
+    for index, method in enumerate(module.METHODS):
+        line = axis.get_lines()[index]
+        runs = [3 * index + seed for seed in range(3)]  # the stub's numbers go up by 0.01 a run
+        assert line.get_label() == f"{method}: {np.mean(runs) + 1:.1f} % on test tasks"
+        assert line.get_xdata().tolist() == list(range(25, 601, 25)) if hasattr(line.get_xdata(), "tolist") else True
+        np.testing.assert_allclose(line.get_ydata()[0], (np.mean(runs) + 1) / 100)
+
+
+def test_table_2_of_fo_b_maml_has_a_panel_for_each_number_of_shots(stub, canvas):
+    module, asked = stub("fob_table_2")
+    settings = module.SIZES["small"]
+    rows = module.measure(settings, None)
+    module.draw(rows, settings, canvas)
+    assert [axis.get_title() for axis in canvas.get_axes()] == [f"{s}-shot (line: the paper)" for s in (1, 5)]
+    assert "FO-B-MAML" in {r["method"] for r in rows if r["shots"] == 1}
+
+
+def test_the_start_is_a_classifier_that_a_run_can_begin_from(tmp_path, figures, monkeypatch):
+    import keras
+    import tensorflow as tf
+    from figures import Place, classifier
+    from pipeline import take_weights
+
+    import tf_metagrad as mg
+
+    rng, y = np.random.default_rng(0), np.arange(96) % 3
+    x = np.clip(rng.normal(80 * y[:, None, None, None], 20, size=(96, 84, 84, 3)), 0, 255).astype("uint8")
+    monkeypatch.setattr(classifier, "images", lambda place: (x, y))
+    settings = {"epochs": 6, "batch": 16, "rate": 0.01, "filters": 2, "pool": False, "seed": 0}
+    rows = classifier.start("start", settings, Place(tmp_path, []))
+    assert [r["iteration"] for r in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["train_accuracy"] > 0.6  # of three classes
+    keras.utils.set_random_seed(0)
+    model = mg.models.conv2d(5, (84, 84, 3), 2, pool=False)
+    before = [w.numpy() for w in model.trainable_weights]
+    take_weights(model, str(tmp_path / "runs" / "start"))
+    assert not any(tf.reduce_any(w != 0) for w in model.layers[-1].weights)
+    assert all(np.abs(w - b).max() > 1e-3 for w, b in zip(model.trainable_weights[:1], before[:1], strict=True))
+    assert classifier.start("start", settings, Place(tmp_path, [])) == []  # made once
