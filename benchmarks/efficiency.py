@@ -44,7 +44,7 @@ def alone(product: Product):
     @tf.function(autograph=False)
     def run(arguments):
         outputs = []
-        for i in range(copies):  # scaled apart, or TensorFlow would run one for all
+        for i in range(copies):  # moved apart, or TensorFlow would run one for all
             values = dict(arguments[i % 2])
             small = min((n for n, v in values.items() if v.dtype.is_floating), key=lambda n: np.prod(values[n].shape))
             values[small] = values[small] + float(i)

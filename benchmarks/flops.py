@@ -98,12 +98,18 @@ def _needed(op: tf.Operation, index: int, library, known: dict) -> list[tf.Tenso
 def _product(op: tf.Operation) -> Product:
     inputs = []
     for argument, x in zip(op.op_def.input_arg, op.inputs, strict=True):
-        value = tf.get_static_value(x) if x.dtype == tf.int32 else None
-        inputs.append((argument.name, tuple(x.shape) if value is None else tuple(value.tolist()), x.dtype.name))
+        inputs.append((argument.name, _sizes(x) if x.dtype == tf.int32 else tuple(x.shape), x.dtype.name))
     names = ("strides", "padding", "transpose_a", "transpose_b", "adj_x", "adj_y")
     held = {a.name for a in op.op_def.attr}
     attributes = tuple((n, _plain(op.get_attr(n))) for n in names if n in held)
     return Product(op.type, attributes, tuple(inputs), _flops(op, inputs))
+
+
+def _sizes(x: tf.Tensor) -> tuple[int, ...]:
+    """Return the value of a tensor that states a shape."""
+    if x.op.type in ("Shape", "ShapeN"):
+        return tuple(x.op.inputs[x.value_index].shape)
+    return tuple(tf.get_static_value(x).tolist())
 
 
 def _plain(value):
