@@ -52,6 +52,25 @@ def test_value_gradient_and_hvp_are_those_of_tensorflow(name, mode):
         assert relative_error([found], [expected]) < 1e-12
 
 
+@pytest.mark.parametrize("transposed", ["transpose_b", "adjoint_b"])
+def test_complex_matrices_are_conjugated_where_tensorflow_does(transposed):
+    a, b = (tf.complex(*RNG.normal(size=(2, *s))) for s in ((2, 3, 4), (5, 4)))
+    with fast_products():
+        found = tf.matmul(a, b, **{transposed: True})
+    np.testing.assert_allclose(found, tf.matmul(a, b, **{transposed: True}), rtol=1e-12)
+
+
+def test_edges_are_those_of_tensorflow():
+    a, matrix = tf.ones([2, 3]), np.arange(12.0).reshape(3, 4)  # float64, beside float32
+    with fast_products(), separate_bias_gradients():
+        assert tf.matmul(tf.ones([2, 0, 4]), tf.ones([4, 5])).shape == (2, 0, 5)
+        np.testing.assert_allclose(tf.einsum("ij,jk->ki", a, matrix), tf.matmul(matrix.T, np.ones([3, 2])))
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            tf.einsum("ijk,ijl->kl", tf.ones([2, 3, 4]), tf.ones([3, 2, 5]))
+        unknown = tf.function(tf.nn.bias_add, input_signature=[tf.TensorSpec(None), tf.TensorSpec([4])])
+        assert unknown(tf.ones([2, 4]), tf.ones([4])).shape == (2, 4)
+
+
 def test_the_gradients_of_filter_and_bias_stay_apart():
     """Their fused kernel is slower than the two; fusing needs the bias gradient to read what the filter's reads."""
     x, w, b = (tf.constant(RNG.normal(size=s), tf.float32) for s in ((2, 6, 6, 3), (3, 3, 3, 4), (4,)))

@@ -18,7 +18,7 @@ from tf_metagrad._second_order import substituted
 def _bias_add(original, value, bias, data_format=None, name=None):
     """`BiasAdd` with that gradient."""
     value, bias = tf.convert_to_tensor(value), tf.convert_to_tensor(bias)
-    if data_format not in (None, "NHWC") or value.shape.rank < 3 or value.shape[-1] is None:
+    if data_format not in (None, "NHWC") or (value.shape.rank or 0) < 3 or value.shape[-1] is None:
         return original(value, bias, data_format=data_format, name=name)
     with record.stop_recording():
         y = original(value, bias, name=name)

@@ -9,7 +9,7 @@ of an operation y = f(x) is written down,
     bilinear    y' = f(x', w) + f(x, w')
     others      y' = the derivative, in the letters of their definition,
 
-and zeros stay zeros. Operations without a rule here, and eager tensors, are left to TensorFlow.
+and zeros stay zeros. Operations without a rule here, complex and eager tensors are left to TensorFlow.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _BILINEAR = {
 }  # fmt: skip
 _CALL = 2**18  # numbers that are copied in the time that a convolution of few images takes to start
 _RENAMED = {"dim": "axis", "reduction_indices": "axis", "squeeze_dims": "axis"}  # by `tf.raw_ops`
-_CONSTANT = {"Shape", "ShapeN", "Size", "Rank", "StopGradient", "PreventGradient", "ZerosLike", "OnesLike"}
+_CONSTANT = {"Shape", "ShapeN", "Size", "Rank", "StopGradient", "ZerosLike", "OnesLike"}
 
 
 def _again(op: tf.Operation, replaced: dict[int, tf.Tensor]) -> tf.Tensor:
@@ -230,10 +230,9 @@ def _dispatch(op_name, attr_tuple, inputs, outputs, tangents, use_batch=False):
     """Return the tangents of the outputs; called by TensorFlow for every operation that an accumulator sees."""
     rule = _RULES.get(op_name)
     known = [*inputs, *outputs]
-    in_graph = (
-        outputs and not tf.executing_eagerly() and not any(isinstance(t, tf.__internal__.EagerTensor) for t in known)
-    )
-    if rule is None or use_batch or not in_graph or outputs[0].op.type != op_name:
+    eager = tf.executing_eagerly() or any(isinstance(t, tf.__internal__.EagerTensor) for t in known)
+    conjugated = any(t.dtype.is_complex for t in known)  # by some gradients
+    if rule is None or use_batch or eager or conjugated or not outputs or outputs[0].op.type != op_name:
         return forwardprop._jvp_dispatch(op_name, attr_tuple, inputs, outputs, tangents, use_batch)
     found = rule(outputs[0].op, [None if _is_zero(t) else t for t in tangents])
     return [

@@ -18,14 +18,16 @@ from tf_metagrad._second_order import substituted
 def _batched_product(original, x, y, adj_x=False, adj_y=False, grad_x=False, grad_y=False, name=None):
     """`BatchMatMulV2` where y is one matrix."""
     x, y = tf.convert_to_tensor(x), tf.convert_to_tensor(y)
-    if adj_x or y.shape.rank != 2 or not (x.shape.rank or 0) > 2 or not x.shape[1:].is_fully_defined():
+    if adj_x or y.shape.rank != 2 or not (x.shape.rank or 0) > 2 or not x.shape[1:].num_elements():
         return original(x, y, adj_x=adj_x, adj_y=adj_y, grad_x=grad_x, grad_y=grad_y, name=name)
-    product = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), y, transpose_b=adj_y)
+    product = tf.matmul(tf.reshape(x, [-1, x.shape[-1]]), y, adjoint_b=adj_y)
     return tf.reshape(product, [-1, *x.shape[1:-1], product.shape[-1]])
 
 
 def _einsum(original, inputs, equation, name=None):
     """`Einsum` of two operands as transposes and a product; what it cannot write so is left to TensorFlow."""
+    like = next((i.dtype for i in inputs if tf.is_tensor(i)), None)
+    inputs = [i if tf.is_tensor(i) else tf.convert_to_tensor(i, like) for i in inputs]
     terms, _, output = equation.partition("->")
     labels = terms.split(",")
     plain = len(labels) == 2 and "." not in equation and all(len(set(t)) == len(t) for t in (*labels, output))
@@ -36,6 +38,8 @@ def _einsum(original, inputs, equation, name=None):
     batch, contracted = [c for c in a if c in both & shared], [c for c in a if c in both - shared]
     rows, columns = [c for c in a if c not in both], [c for c in b if c not in both]
     size = {c: n for term, i in zip(labels, inputs, strict=True) for c, n in zip(term, i.shape, strict=True)}
+    if any(size[c] != n for t, i in zip(labels, inputs, strict=True) for c, n in zip(t, i.shape, strict=True)):
+        return original(inputs, equation, name=name)  # which says what is wrong
 
     def matrices(x, term, first, second):
         x = tf.transpose(x, [term.index(c) for c in (*batch, *first, *second)])
