@@ -120,7 +120,9 @@ def test_table_2_of_fo_b_maml_has_a_panel_for_each_number_of_shots(stub, canvas)
     settings = module.SIZES["small"]
     rows = module.measure(settings, None)
     module.draw(rows, settings, canvas)
-    assert [axis.get_title() for axis in canvas.get_axes()] == [f"{s}-shot (line: the paper)" for s in (1, 5)]
+    assert [axis.get_title() for axis in canvas.get_axes()] == [
+        f"{s}-shot (line: the paper)" for s in settings["shots"]
+    ]
     assert "FO-B-MAML" in {r["method"] for r in rows if r["shots"] == 1}
 
 

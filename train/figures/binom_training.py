@@ -25,11 +25,10 @@ _FLAGS = {"meta_batch": 4, "inner_steps": 5, "inner_learning_rate": 0.01}
 SIZES = {
     "small": _SIZE | {
         "datasets": ["mini_imagenet"],
-        "methods": {"1": list(METHODS), "5": ["FOMAML", "BinomMAML(1)", "MAML"]},
-        "start": {"epochs": 10, "batch": 64, "rate": 2e-3, "filters": 32, "pool": False, "seed": 0},
+        "methods": {"1": list(METHODS)},
+        "start": {"epochs": 5, "batch": 64, "rate": 2e-3, "filters": 32, "pool": True, "seed": 0},
         "flags": _FLAGS | {
-            "steps": 150, "queries": 5, "pool": False, "meta_learning_rate": 1e-3, "epoch_steps": 25,
-            "validation_tasks": 40,
+            "steps": 50, "queries": 5, "meta_learning_rate": 3e-4, "epoch_steps": 10, "validation_tasks": 20,
         },
     },
     "paper": _SIZE | {

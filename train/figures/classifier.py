@@ -26,9 +26,14 @@ def images(place: Place) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batches(x: np.ndarray, y: np.ndarray, size: int, seed: int) -> tf.data.Dataset:
-    """Return an epoch of shuffled batches, images in [0, 1]."""
+    """Return an epoch of shuffled batches, images in [0, 1], each flipped or not."""
+
+    def prepare(number, batch):
+        flipped = tf.image.stateless_random_flip_left_right(batch[0], tf.stack([tf.constant(seed, tf.int64), number]))
+        return tf.cast(flipped, tf.float32) / 255, batch[1]
+
     data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed).batch(size, drop_remainder=True)
-    return data.map(lambda a, b: (tf.cast(a, tf.float32) / 255, b)).prefetch(2)
+    return data.enumerate().map(prepare).prefetch(2)
 
 
 def pretrain(model: keras.Model, x: np.ndarray, y: np.ndarray, settings: dict[str, Any]) -> dict[str, list[float]]:

@@ -19,12 +19,12 @@ METHODS = {
 _FLAGS = {"task": "omniglot", "inner_steps": 5, "proximal_weight": 2.0}
 SIZES = {
     "small": {
-        "shots": [1, 5], "methods": ["FO-B-MAML", "FOMAML", "MAML"], "seeds": [0],
+        "shots": [1], "methods": ["FO-B-MAML"], "seeds": [0],
         "flags": _FLAGS | {
-            "meta_batch": 8, "queries": 5, "pool": False, "inner_learning_rate": 0.1, "meta_learning_rate": 2e-3,
-            "epoch_steps": 250, "validation_tasks": 40,
+            "meta_batch": 8, "queries": 5, "filters": 32, "pool": False, "inner_learning_rate": 0.1,
+            "meta_learning_rate": 3e-3, "epoch_steps": 250, "validation_tasks": 40,
         },
-        "steps": {"1": 2000, "5": 500},
+        "steps": {"1": 4000},
     },
     "paper": {
         "shots": [1, 5], "methods": list(METHODS), "seeds": [0, 1, 2, 3, 4],
