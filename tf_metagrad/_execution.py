@@ -6,8 +6,8 @@ but that XLA makes other random ones of the same seeds (Dropout, ESMAML).
 | tasks         | what runs                                             | memory      | good for                    |
 |---------------|-------------------------------------------------------|-------------|-----------------------------|
 | `"vectorize"` | `tf.vectorized_map`: one operation for all tasks      | all tasks   | small nets; GPUs            |
-| `"map"`       | a while loop, one task at a time                      | one task    | attention, recurrent nets   |
-| `"loop"`      | one call for each task; TensorFlow runs several at once | some tasks | convolutions on a CPU      |
+| `"map"`       | a while loop, one task at a time                      | one task    | recurrent nets              |
+| `"loop"`      | one call for each task; TensorFlow runs several at once | some tasks | attention, images on a CPU |
 """
 
 import functools
@@ -29,7 +29,7 @@ class Execution(NamedTuple):
 
 
 _RECURRENT = {"LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "LSTMCell", "GRUCell", "SimpleRNNCell"}
-_LARGE = {"Conv2D", "Conv3D", "EinsumDense", "GroupQueryAttention", "MultiHeadAttention"}
+_LARGE = {"Conv2D", "Conv3D", "EinsumDense"}  # attention is made of the last
 _SMALL = {
     "Dense", "Conv1D", "Embedding", "BatchNormalization", "LayerNormalization", "GroupNormalization",
     "RMSNormalization",
