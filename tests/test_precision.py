@@ -74,19 +74,34 @@ def test_every_estimator(policy, kind, execution, jit_compile):
     assert relative_error(result.gradients, reference) < 8 * ROUNDING[policy] * amplification(case.estimator)
 
 
+def smooth_net():
+    """A net without maxima: one that 16 bits decide in another way is off by more than they round."""
+    body = [layers.Conv2D(3, 3, padding="same", activation="tanh"), layers.BatchNormalization()]
+    images = np.random.default_rng(0).normal(size=(TASKS, 9, 6, 6, 1))
+    return keras.Sequential([keras.Input((6, 6, 1)), *body, layers.AveragePooling2D(2)]), images
+
+
+def pooling_net():
+    """A net whose maxima no rounding moves: each pixel goes its own way, and the four of a window lie far apart."""
+    pixels = layers.Conv2D(3, 1, activation="softplus")
+    net = keras.Sequential([keras.Input((6, 6, 1)), pixels, layers.MaxPooling2D(2)])
+    pixels.kernel.assign([[[[0.5, -0.7, 0.9]]]])
+    rng = np.random.default_rng(0)
+    windows = rng.permuted(np.tile([-1.5, -0.5, 0.5, 1.5], (TASKS, 9, 3, 3, 1)), axis=-1)
+    windows += rng.normal(size=(TASKS, 9, 3, 3, 1))
+    return net, windows.reshape(TASKS, 9, 3, 3, 2, 2).swapaxes(3, 4).reshape(TASKS, 9, 6, 6, 1)
+
+
 @pytest.mark.parametrize("policy, execution, jit_compile", EVERY, indirect=["policy"])
-def test_convolutional_net(policy, execution, jit_compile):
-    """Smooth: a maximum that 16 bits decide in another way is off by more than they round."""
-    x = start = keras.Input((6, 6, 1))
-    x = layers.AveragePooling2D(2)(
-        layers.BatchNormalization()(layers.Conv2D(3, 3, padding="same", activation="tanh")(x))
-    )
-    model = keras.Model(start, layers.Dense(3)(layers.Flatten()(x)))
+@pytest.mark.parametrize("net", [smooth_net, pooling_net], ids=lambda net: net.__name__)
+def test_convolutional_net(policy, net, execution, jit_compile):
+    body, images = net()
+    model = keras.Sequential([body, layers.Flatten(), layers.Dense(3)])
+    model.build((None, 6, 6, 1))
     keras.config.set_dtype_policy("float32")
     plain = keras.models.clone_model(model, clone_function=lambda layer: layer.from_config(_plain(layer)))
     plain.set_weights(model.get_weights())
-    rng = np.random.default_rng(0)
-    images = coarse(rng.normal(size=(TASKS, 9, 6, 6, 1)))
+    images = coarse(images)
     labels = np.tile([0, 1, 2], (TASKS, 1)), np.tile([0, 1, 2, 0, 1, 2], (TASKS, 1))
     tasks = mg.Task(images[:, :3], labels[0], images[:, 3:], labels[1])
 

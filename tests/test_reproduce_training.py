@@ -72,8 +72,12 @@ def test_runs_differ_in_their_method_only_and_their_rows_can_be_drawn_and_writte
     own |= {"inner_learning_rate", "meta_learning_rate"}
     kinds = {json.dumps({k: v for k, v in flags.items() if k not in {*own, "steps"}}) for flags in asked.values()}
     assert len(kinds) == 1
-    shots = {flags.get("shots") for flags in asked.values()}
-    assert len({(flags.get("shots"), flags["steps"]) for flags in asked.values()}) == len(shots)
+    methods: dict[tuple, set] = {}  # at the same number of iterations
+    for flags in asked.values():
+        methods.setdefault((flags.get("shots"), flags["steps"]), set()).add(flags["estimator"])
+    for shots in {flags.get("shots") for flags in asked.values()}:
+        every = {flags["estimator"] for flags in asked.values() if flags.get("shots") == shots}
+        assert every in [found for (own_shots, _), found in methods.items() if own_shots == shots]
     for flags in asked.values():
         assert (flags.get("inner") == "proximal") == flags["estimator"].startswith(("IMAML", "FOBMAML"))
     assert reproduce.table(rows).count("\n") == len(rows) + 1
@@ -120,10 +124,10 @@ def test_table_2_of_fo_b_maml_has_a_panel_for_each_number_of_shots(stub, canvas)
     settings = module.SIZES["small"]
     rows = module.measure(settings, None)
     module.draw(rows, settings, canvas)
-    assert [axis.get_title() for axis in canvas.get_axes()] == [
-        f"{s}-shot (line: the paper)" for s in settings["shots"]
-    ]
-    assert "FO-B-MAML" in {r["method"] for r in rows if r["shots"] == 1}
+    assert [axis.get_title() for axis in canvas.get_axes()] == [f"{s}-shot (line: the paper)" for s in (1, 5)]
+    for axis, shots in zip(canvas.get_axes(), (1, 5), strict=True):
+        own = [r for r in rows if r["shots"] == shots]
+        assert {r["method"] for r in own} == set(module.METHODS) and len(axis.patches) == len(own)
 
 
 def test_the_start_is_a_classifier_that_a_run_can_begin_from(tmp_path, figures, monkeypatch):

@@ -101,7 +101,8 @@ def _joined_axes(op: tf.Operation) -> tuple[int, int] | None:
         return (0 if op.get_attr("transpose_a") else 1), (1 if op.get_attr("transpose_b") else 0)
     if op.type == "BatchMatMulV2" and x[:-2] == w[:-2]:
         last = len(x) - 1
-        return (last - 1 if op.get_attr("adj_x") else last), (last if op.get_attr("adj_y") else last - 1)
+        along_x, along_w = (last - 1 if op.get_attr("adj_x") else last), (last if op.get_attr("adj_y") else last - 1)
+        return None if x[along_x] == 1 else (along_x, along_w)  # XLA makes a product of one term part of other loops
     if op.type == "Conv2D" and op.get_attr("data_format") == b"NHWC" and x[-1] == w[2]:
         return 3, 2
     if op.type == "Conv2DBackpropInput" and op.get_attr("data_format") == b"NHWC" and output[-1] == x[2]:
@@ -215,7 +216,7 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def _is_zero(tangent: Any) -> bool:
+def is_zero(tangent: Any) -> bool:
     """Return whether the tangent is known to be zero: TensorFlow gives zeros to what does not move."""
     if tangent is None or tangent.op.type == "ZerosLike":
         return True
@@ -234,7 +235,7 @@ def _dispatch(op_name, attr_tuple, inputs, outputs, tangents, use_batch=False):
     conjugated = any(t.dtype.is_complex for t in known)  # by some gradients
     if rule is None or use_batch or eager or conjugated or not outputs or outputs[0].op.type != op_name:
         return forwardprop._jvp_dispatch(op_name, attr_tuple, inputs, outputs, tangents, use_batch)
-    found = rule(outputs[0].op, [None if _is_zero(t) else t for t in tangents])
+    found = rule(outputs[0].op, [None if is_zero(t) else t for t in tangents])
     return [
         tf.zeros_like(output) if tangent is None and output.dtype.is_floating else tangent
         for tangent, output in zip(found, outputs, strict=True)

@@ -90,6 +90,16 @@ class Problem:
         problem.theta = self.merged(self.adapting(self.theta), _tree.after(others, shared) if shared else [])
         return problem
 
+    def inlined(self) -> "Problem":
+        """Return the problem, whose support gradient is traced anew at every call.
+
+        A tape hands the shapes in a function's graph to the gradient's function as tensors, and XLA needs constants.
+        """
+        problem = copy.copy(self)
+        problem.functions = copy.copy(self.functions)
+        problem.functions.support_gradient = self.functions.support_gradient.python_function
+        return problem
+
     def _theta(self) -> list[tf.Tensor]:
         """Return all weights of the initialisation, for each task where stacked."""
         theta = self.theta
@@ -130,10 +140,10 @@ class Problem:
         return full
 
     def mean(self, tensors: Params) -> list[tf.Tensor]:
-        """Return the mean over the tasks, each multiplied by its share."""
+        """Return the mean over the tasks, each multiplied by its share; XLA makes the division part of the sum."""
         if self.shares is not None:
             tensors = _tree.scale(self.shares, tensors)
-        return [tf.reduce_mean(t, axis=0) for t in tensors] if self.stacked else list(tensors)
+        return [tf.reduce_sum(t / t.shape[0], axis=0) for t in tensors] if self.stacked else list(tensors)
 
     # Derivatives -------------------------------------------------------------------------------------------------
 

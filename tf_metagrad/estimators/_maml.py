@@ -4,7 +4,7 @@ Finn, Abbeel and Levine, 2017, "Model-agnostic meta-learning for fast adaptation
 
     v <- g^K;   for k = K-1 .. 0:   v <- v - H^k D_k v
 
-Other inner optimisers put the transpose of their update rule in the place of (I - H^k D_k), see `_inner_loop`.
+Other inner optimisers put the transpose of their update rule in the place of (I - H^k D_k), see `_transposed_loop`.
 
 Mixed mode computes each product by forward-over-reverse autodiff (Kemaev et al., 2025, "Scalable meta-learning via
 mixed-mode differentiation", arXiv:2505.00793). Its memory is K|theta| and one HVP's activations; the tape through the
@@ -21,8 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_metagrad import _inner_loop, _tree
-from tf_metagrad._inner_loop import Path, adjoint_at_end, transposed_step
+from tf_metagrad._inner_loop import Path
 from tf_metagrad._problem import Estimate, Problem, Query
+from tf_metagrad._transposed_loop import adjoint_at_end, transposed_step
 from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator
 from tf_metagrad.estimators._truncated import backpropagate
@@ -34,6 +35,8 @@ _MODES = ("mixed", "unrolled")
 
 def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate:
     """Return the exact meta-gradient by one tape through all inner steps."""
+    if problem.execution.jit_compile:
+        problem = problem.inlined()
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([problem.theta, problem.learned])
         at, total = _inner_loop.start(problem), 0.0

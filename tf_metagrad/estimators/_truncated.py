@@ -4,7 +4,7 @@ Shaban, Cheng, Hatch and Boots, 2019, "Truncated back-propagation for bilevel op
 
     v <- g^K;   for k = K-1 .. K-L:   v <- v - H^k D_k v
 
-Other inner optimisers put the transpose of their update rule in the place of (I - H^k D_k), see `_inner_loop`. The
+Other inner optimisers put the transpose of their update rule in the place of (I - H^k D_k), see `_transposed_loop`. The
 support gradients of earlier steps are taken as constant, so that d phi^{K-L} / d theta = I.
 
 Cost: K + 1 gradients and L HVPs, one after the other. Memory: L iterates (with slots: L of phi, the gradient and the
@@ -17,8 +17,9 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _tree
-from tf_metagrad._inner_loop import Adjoint, Path, adjoint_at_end, transposed_step
+from tf_metagrad._inner_loop import Path
 from tf_metagrad._problem import Estimate, Problem
+from tf_metagrad._transposed_loop import Adjoint, adjoint_at_end, transposed_step
 from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator, check_at_most, check_fixed_weight, check_order
 from tf_metagrad.inner import InnerOptimizer

@@ -16,23 +16,23 @@ METHODS = {
     "iMAML": ('IMAML("cg", 5)', "proximal"),
     "FO-B-MAML": ('FOBMAML("symmetric", 0.1)', "proximal"),
 }
-_FLAGS = {"task": "omniglot", "inner_steps": 5, "proximal_weight": 2.0}
+_FLAGS = {"task": "omniglot", "inner_steps": 5, "proximal_weight": 2.0, "inner_learning_rate": 0.1}
+# runs: shots, method, iterations
 SIZES = {
     "small": {
-        "shots": [1], "methods": ["FO-B-MAML"], "seeds": [0],
+        "runs": [[1, method, 4000] for method in METHODS] + [[1, "FO-B-MAML", 10_000]]
+        + [[5, method, 1000] for method in METHODS],
+        "seeds": [0],
         "flags": _FLAGS | {
-            "meta_batch": 8, "queries": 5, "filters": 32, "pool": False, "inner_learning_rate": 0.1,
-            "meta_learning_rate": 3e-3, "epoch_steps": 250, "validation_tasks": 40,
+            "meta_batch": 8, "queries": 5, "filters": 32, "pool": False, "meta_learning_rate": 3e-3,
+            "epoch_steps": 250, "validation_tasks": 40,
         },
-        "steps": {"1": 4000},
     },
     "paper": {
-        "shots": [1, 5], "methods": list(METHODS), "seeds": [0, 1, 2, 3, 4],
+        "runs": [[shots, method, 20_000] for shots in (1, 5) for method in METHODS], "seeds": [0, 1, 2, 3, 4],
         "flags": _FLAGS | {
-            "meta_batch": 16, "queries": 15, "inner_learning_rate": 0.1, "meta_learning_rate": 1e-3,
-            "epoch_steps": 1000, "validation_tasks": 200,
+            "meta_batch": 16, "queries": 15, "meta_learning_rate": 1e-3, "epoch_steps": 1000, "validation_tasks": 200,
         },
-        "steps": {"1": 20_000, "5": 20_000},
     },
 }  # fmt: skip
 _PAPER = {
@@ -44,19 +44,23 @@ _PAPER = {
 def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
     """Return the test accuracy of each run."""
     rows = []
-    for shots in settings["shots"]:
-        for method in settings["methods"]:
-            estimator, inner = METHODS[method]
-            for seed in settings["seeds"]:
-                own = {"steps": settings["steps"][str(shots)], "shots": shots, "estimator": estimator}
-                flags = settings["flags"] | own | {"inner": inner, "seed": seed}
-                run = trained(f"{shots}-{method}-{seed}", flags, place)
-                rows.append({"shots": shots, "method": method, "seed": seed} | row(run))
+    for shots, method, steps in settings["runs"]:
+        estimator, inner = METHODS[method]
+        for seed in settings["seeds"]:
+            own = {"steps": steps, "shots": shots, "estimator": estimator, "inner": inner, "seed": seed}
+            run = trained(f"{shots}-{method}-{steps}-{seed}", settings["flags"] | own, place)
+            rows.append({"shots": shots, "method": method, "iterations": steps, "seed": seed} | row(run))
     return rows
 
 
 def draw(rows: list[dict[str, Any]], settings: dict[str, Any], figure: Any) -> None:
     """Draw a panel for each number of shots."""
-    panels = {f"{shots}-shot": [r for r in rows if r["shots"] == shots] for shots in settings["shots"]}
-    paper = {(f"{s}-shot", m): values[i] for m, values in _PAPER.items() for i, s in enumerate((1, 5))}
+    panels: dict[str, list] = {}
+    for entry in rows:
+        name = f"{entry['method']}, {entry['iterations']:,}"
+        panels.setdefault(f"{entry['shots']}-shot", []).append(entry | {"method": name})
+    paper = {
+        (f"{shots}-shot", f"{method}, {steps:,}"): _PAPER[method][0 if shots == 1 else 1]
+        for shots, method, steps in settings["runs"]
+    }
     bars(figure, panels, paper)
