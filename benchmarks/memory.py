@@ -9,7 +9,7 @@
 - resident: growth of the process's peak over two steps with TensorFlow's own kernels, after one of a net with four
   filters or of width 8. The graph is in it, and what kernels and allocators keep for themselves.
 
-One task unless `--tasks` says otherwise, run by `--execution`. `--sizes` compares FOBMAML with FOMAML at K = 5.
+One task unless `--tasks` says otherwise. `--sizes` compares FOBMAML with FOMAML at K = 5.
 """
 
 import os
@@ -31,7 +31,7 @@ _ESTIMATORS = flags.DEFINE_string("estimators", 'FOMAML;FOBMAML;MAML;MAML("unrol
 _STEPS = flags.DEFINE_list("steps", ["5", "50"], "Inner steps K.")
 _SHOTS = flags.DEFINE_integer("shots", 1, "Support examples a class.")
 _TASKS = flags.DEFINE_integer("tasks", 1, "Tasks.")
-_EXECUTION = flags.DEFINE_string("execution", "loop", "How tasks are run; loop: as chosen for images on a CPU.")
+_EXECUTION = flags.DEFINE_string("execution", None, "How tasks are run; by default loop, or map with XLA.")
 _XLA = flags.DEFINE_bool("xla", True, "Compile with XLA too; an unrolled tape takes long.")
 _COMPARE = flags.DEFINE_bool("sizes", False, "FOBMAML against FOMAML, over sizes.")
 _LIMIT = flags.DEFINE_integer("limit", 900, "Seconds a process may take; what took longer has no figure.")
@@ -53,7 +53,8 @@ def compiled(name: str, jit: bool, small: bool = False):
         model = transformer(8, 8) if re.match("transformer|length", name) else mg.models.conv2d(5, filters=4)
     learner, batch = few_shot(
         model, 1 if small else queries, mg.estimators.parse(_ESTIMATORS.value), 1 if small else int(_STEPS.value[0]),
-        _TASKS.value, 0.01, 1 if small else _SHOTS.value, execution=_EXECUTION.value, jit_compile=jit,
+        _TASKS.value, 0.01, 1 if small else _SHOTS.value,
+        execution=_EXECUTION.value or ("map" if jit else "loop"), jit_compile=jit,
     )  # fmt: skip
     function = learner.compiled_function("memory", 0, lambda t, s: learner.estimate(t, s)[:2])
     batch, seed = learner.check_tasks(batch), tf.constant(0, tf.int64)
@@ -88,7 +89,7 @@ def scratch(folder: str) -> dict[str, float]:
 
 def measure(name: str, estimator: str, steps: str) -> dict[str, float]:
     """Return all figures of one estimator, from processes of their own."""
-    passed = [f"--{flag.name}={flag.value}" for flag in (_SHOTS, _TASKS, _EXECUTION)]
+    passed = [f"--{flag.name}={flag.value}" for flag in (_SHOTS, _TASKS, _EXECUTION) if flag.value]
     command = [sys.executable, __file__, f"--nets={name}", f"--estimators={estimator}", f"--steps={steps}", *passed]
     figures = {}
     for kind in ("kernels", "xla") if _XLA.value else ("kernels",):

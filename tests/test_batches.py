@@ -122,6 +122,21 @@ def test_inputs_by_name_get_the_type_of_their_own():
         learner.check_tasks(mg.Task(x["z_ids"], y, x["z_ids"], y))
 
 
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_inputs_by_name_and_by_place_may_take_turns(jit_compile):
+    """Both are two tensors of one shape, in another order."""
+    b, a = keras.Input((3,), name="b"), keras.Input((3,), name="a")
+    model = keras.Model([b, a], keras.layers.Dense(1)(keras.layers.Dense(4, "tanh")(b) + 2 * a[:, :1]))
+    learner = mg.MetaLearner(model, "mse", mg.inner.GradientDescent(2, 0.05), jit_compile=jit_compile)
+    first, second, y = np.random.default_rng(0).normal(size=(3, 2, 5, 3)).astype("float32")
+    by_name, by_place = {"b": first, "a": second}, [first, second]
+    results = [learner.meta_gradient(mg.Task(x, y[..., :1], x, y[..., :1])) for x in (by_name, by_place, by_name)]
+    for result in results[1:]:
+        assert np.isclose(result.loss, results[0].loss, rtol=1e-6)
+        for one, other in zip(result.gradients, results[0].gradients, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_a_large_label_is_not_wrapped_into_the_ways():
     labels = batch(y_type="int64").query_y
     labels[0, 0] = 2**32 + 1

@@ -1,12 +1,15 @@
 """Inner optimisers at their edges: gradients that are exactly zero, tolerances, loops that diverge. In float64."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from inner_references import linear_net, loops
 from keras import layers
 from references import ravel, relative_error
-from test_exactness import CROSSENTROPY, check_against_differences
+from test_exactness import CROSSENTROPY, check_against_differences, learner_for, net, tasks_for
 
 import tf_metagrad as mg
 from tf_metagrad.estimators import FOMAML, IMAML, MAML, Reptile, TruncMAML
@@ -166,3 +169,58 @@ def test_the_solvers_residual_is_the_true_one():
         x = tasks.support_x[i].astype("float64")
         true = np.linalg.norm(q - v - 2 * x.T @ (x @ v) / (len(x) * 1e-3)) / np.linalg.norm(q)
         assert reported == pytest.approx(true, rel=0.5, abs=1e-6)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+@dataclasses.dataclass(frozen=True)
+class OwnRates(mg.inner.InnerOptimizer):
+    """Rates of its own: each in its way alpha for every weight, but where `kind` says otherwise."""
+
+    steps: int = 3
+    learning_rate: float = 0.3
+    learn: str | None = None
+    kind: str = "constants"
+
+    def rates_at(self, learned, step, weights, dtypes):
+        """See `InnerOptimizer`."""
+        scalars = [tf.constant(self.learning_rate, dtype) for dtype in dtypes]
+        full = [tf.fill(shape, rate) for shape, rate in zip(weights.shapes, scalars, strict=True)]
+        kinds = {
+            "constants": scalars, "numbers": [self.learning_rate] * len(dtypes), "one": scalars[:1] * len(dtypes),
+            "arrays": full, "array first": full[:1] + scalars[1:], "array later": scalars[:1] + full[1:],
+            "falling": [rate / tf.cast(step + 1, rate.dtype) for rate in scalars],
+            "differing": [rate / (i + 1) for i, rate in enumerate(scalars)],
+        }  # fmt: skip
+        return kinds[self.kind]
+
+
+KINDS = ["constants", "numbers", "one", "arrays", "array first", "array later", "falling", "differing"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rates_of_an_own_rule(float64, kind):
+    learner, tasks = learner_for("tanh")
+    learner.inner = OwnRates(kind=kind)
+    check_against_differences(learner, tasks)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+@dataclasses.dataclass(frozen=True, repr=False)
+class Clipped(mg.inner.GradientDescent):
+    """Steps along tanh(G): a rule that turns the gradient and remembers nothing."""
+
+    def direction(self, gradient, slots, step):
+        """See `InnerOptimizer`."""
+        return [tf.tanh(5 * g) for g in gradient], list(slots)
+
+
+@pytest.mark.parametrize("learn", [None, "scalar", "per_layer_and_step"])
+@pytest.mark.parametrize("options", [{}, {"execution": "vectorize", "jit_compile": True}])
+def test_a_direction_without_slots(float64, learn, options):
+    model, shape = net("tanh")
+    learner = mg.MetaLearner(model, CROSSENTROPY, Clipped(3, 0.3, learn), **options)
+    check_against_differences(learner, tasks_for(shape))
+    learner.estimator = TruncMAML(3)
+    whole = ravel(learner.meta_gradient(tasks_for(shape)).gradients)
+    learner.estimator = MAML("unrolled")
+    assert relative_error(learner.meta_gradient(tasks_for(shape)).gradients, [whole]) < 1e-10

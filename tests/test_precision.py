@@ -121,6 +121,32 @@ def _plain(layer):
     return {**layer.get_config(), "dtype": "float32"}
 
 
+@pytest.mark.parametrize("policy, execution, jit_compile", EVERY[2:], indirect=["policy"])
+def test_a_large_curvature_is_multiplied_by_a_small_rate_first(policy, execution, jit_compile):
+    """H v is beyond float16's 65504, and H alpha v is not."""
+    results, (x, y) = [], np.random.default_rng(0).uniform(0, 255, size=(2, TASKS, 5, 16))
+    for dtype in (policy, "float32"):
+        keras.config.set_dtype_policy(dtype)
+        model = keras.Sequential([keras.Input((16,)), layers.Dense(1)])
+        model.set_weights([np.full((16, 1), 0.02), np.zeros(1)])
+        options = {"execution": execution, "jit_compile": jit_compile}
+        learner = mg.MetaLearner(model, "mse", mg.inner.GradientDescent(2, 1e-6), MAML(), **options)
+        results.append(learner.meta_gradient(mg.Task(x, y[..., :1] / 255, x, y[..., :1] / 255)).gradients)
+    assert relative_error(*results) < 8 * ROUNDING[policy]
+
+
+@pytest.mark.parametrize("execution", ["vectorize", "loop"])
+def test_small_gradients_in_float16_are_summed_before_they_are_divided(execution):
+    keras.config.set_dtype_policy("float16")
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False, kernel_initializer="ones")])
+    keras.config.set_dtype_policy("float32")
+    options = {"execution": execution, "jit_compile": False}
+    learner = mg.MetaLearner(model, lambda y, p: 4e-7 * p[:, 0], mg.inner.GradientDescent(1, 0.1), FOMAML(), **options)
+    ones = np.ones((16, 2, 1), "float16")
+    (gradient,) = learner.meta_gradient(mg.Task(ones, ones, ones, ones)).gradients
+    assert np.isclose(gradient, 4e-7, rtol=0.2)  # a subnormal number; a sixteenth of it is zero
+
+
 @pytest.mark.parametrize("policy", ROUNDING, indirect=True)
 def test_iterates_are_float32_and_move_by_less_than_16_bits_hold(policy):
     model = keras.Sequential([keras.Input((WEIGHTS,)), layers.Dense(1, use_bias=False)])

@@ -1,6 +1,7 @@
 """Weight gradients as sums of outer products, and what else makes small nets fast: the same numbers."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -81,7 +82,8 @@ def test_small_nets_run_so_under_xla():
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_finite_is_told_of_the_largest_numbers(dtype, jit_compile):
     largest = tf.fill([2, 3000], dtype.max)
-    finite = tf.function(_tree.all_finite, jit_compile=jit_compile)
+    function = functools.partial(_tree.all_finite, joined=jit_compile)
+    finite = tf.function(function, jit_compile=jit_compile)
     assert finite([largest, tf.zeros([2, 1], dtype)])
     assert finite([largest, -largest], True).numpy().tolist() == [True, True]
     for bad in (np.nan, np.inf, -np.inf):
@@ -91,7 +93,7 @@ def test_finite_is_told_of_the_largest_numbers(dtype, jit_compile):
 
 
 def test_infinities_of_both_signs_are_found():
-    assert not _tree.all_finite([tf.constant([np.inf, -np.inf])])
+    assert not _tree.all_finite([tf.constant([np.inf, -np.inf])], joined=True)
 
 
 def test_a_variable_is_read_as_it_is_now():
@@ -101,3 +103,12 @@ def test_a_variable_is_read_as_it_is_now():
     assert tf.function(lambda: _tree.read(variable))().numpy().tolist() == [3.0, 4.0]
     with keras.StatelessScope([(variable, tf.constant([5.0, 6.0]))]):
         assert _tree.read(variable).numpy().tolist() == [5.0, 6.0]
+
+
+def test_a_tape_of_the_user_sees_the_weights():
+    learner = sinusoid_learner(execution="loop", jit_compile=False)
+    tasks = next(iter(mg.data.sinusoid(shots=5, queries=7, meta_batch=2)))
+    with tf.GradientTape() as tape:
+        result = learner.meta_gradient(tasks)
+    through = tape.gradient(result.loss, learner.model.trainable_variables)
+    assert relative_error(through, result.gradients) < 1e-5

@@ -11,11 +11,12 @@ but that XLA makes other random ones of the same seeds (Dropout, ESMAML).
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from tensorflow.python.eager import record
 from tensorflow.python.framework import config
 
 WAYS = ("vectorize", "map", "loop")
@@ -129,14 +130,19 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         """Run the function on tensors."""
         concrete, _ = self.trace(*args)
-        if not tf.executing_eagerly() or concrete.captured_inputs:
+        if not tf.executing_eagerly() or concrete.captured_inputs or record.could_possibly_record():
             return concrete(*args)
         # without TensorFlow's second look at the arguments, which takes a tenth of a millisecond
         return concrete._inference_function.call_preflattened(tf.nest.flatten(args))
 
 
-def _key(args: Any) -> tuple:
-    return tuple((t.shape, t.dtype) for t in tf.nest.flatten(args))
+def _key(args: Any) -> Any:
+    """Return the structure of the arguments, with shape and type in the place of tensors."""
+    if isinstance(args, Mapping):
+        return tuple((name, _key(args[name])) for name in sorted(args))
+    if isinstance(args, tuple | list):
+        return (type(args), *map(_key, args))
+    return (args.shape, args.dtype)
 
 
 def _call(function: Callable, *args: Any) -> Any:

@@ -36,7 +36,7 @@ class Path(NamedTuple):
         state: the model's non-trainable state after step K.
         iterates: phi^k of the last `keep` steps, stacked `[keep, ...]` or `Recorded`; so are the next three.
         states: the state that each of those steps read.
-        gradients: G_k of those steps; only where the rule has slots.
+        gradients: G_k of those steps; only where the rule turns them.
         slots: s_k of those steps; only where the rule has slots.
         directions: u_k of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
         taken: steps taken, fewer than K where the tolerance stopped the loop; one number for each task.
@@ -110,7 +110,7 @@ def path_to(problem: Any, at: Position) -> Path:
 
 def _failed_step(problem: Any, at: Position) -> tf.Tensor:
     """Return `Path.failed_step`; a weight that is not finite stays so, and a layer such as ReLU may hide it."""
-    lost = (at.failed_step < 0) & ~_tree.all_finite(at.phi, problem.stacked)
+    lost = (at.failed_step < 0) & ~_tree.all_finite(at.phi, problem.stacked, problem.execution.jit_compile)
     return tf.where(lost, problem.steps, at.failed_step)
 
 
@@ -122,7 +122,7 @@ def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None, st
     at, kept = _run(problem, at, range(first, problem.steps), "iterates", perturbation, stacked)
     residual = _final_residual(problem, at, perturbation)
     parts, first = [], 0
-    for like in (at.phi, at.state, at.phi if at.slots else [], at.slots):
+    for like in (at.phi, at.state, at.phi if problem.inner.turns else [], at.slots):
         parts.append(kept[first : first + len(like)])
         first += len(like)
     return Path(at.phi, at.state, *parts, directions, at.taken, residual, _failed_step(problem, at))
@@ -153,8 +153,8 @@ def _run(
     """
     if not steps:
         return at, []
-    slotted = [*at.phi, *at.slots] if at.slots else []
-    like = {"directions": at.phi, "iterates": [*at.phi, *at.state, *slotted], None: []}[record]
+    turned = [*at.phi, *at.slots] if problem.inner.turns else []
+    like = {"directions": at.phi, "iterates": [*at.phi, *at.state, *turned], None: []}[record]
     arrays = [tf.TensorArray(t.dtype, len(steps), element_shape=t.shape) for t in like]
 
     def condition(step, at, arrays):
@@ -164,8 +164,8 @@ def _run(
     def body(step, at, arrays):
         with tf.name_scope("inner_step"):
             after, gradient, u = step_from(problem, at, step, perturbation)
-            slotted = [*gradient, *at.slots] if at.slots else []
-            values = {"directions": u, "iterates": [*at.phi, *at.state, *slotted], None: []}[record]
+            turned = [*gradient, *at.slots] if problem.inner.turns else []
+            values = {"directions": u, "iterates": [*at.phi, *at.state, *turned], None: []}[record]
             arrays = [a.write(step - steps.start, t) for a, t in zip(arrays, values, strict=True)]
         return step + 1, after, arrays
 

@@ -58,7 +58,7 @@ class MetaUpdate:
         def gradient(tasks, seed, shard, snapshot, *shares):
             options = {"snapshot": snapshot, "shard": (shard, replicas), "shares": shares[0] if shares else None}
             estimate = self.learner.estimate(tasks, seed, estimator, **options)
-            return estimate, _tree.all_finite(estimate[0])
+            return estimate, _tree.all_finite(estimate[0], joined=self.learner.execution.jit_compile)
 
         return self.learner.compiled_function("gradient", (estimator, self.learner.inner, replicas), gradient)
 

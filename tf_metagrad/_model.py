@@ -68,6 +68,7 @@ class FunctionalModel:
         self.normalization = normalization
         self.vectorized, self.fused = vectorized, fused
         self.per_step = tuple(per_step)
+        self.narrow = any(layer.compute_dtype == "float16" for layer in model._flatten_layers())  # exponents of 5 bits
 
     def predict(self, weights: Params, state: Params, x: Any, training: bool):
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""

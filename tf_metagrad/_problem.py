@@ -140,10 +140,10 @@ class Problem:
         return full
 
     def mean(self, tensors: Params) -> list[tf.Tensor]:
-        """Return the mean over the tasks, each multiplied by its share; XLA makes the division part of the sum."""
+        """Return the mean over the tasks, each multiplied by its share."""
         if self.shares is not None:
             tensors = _tree.scale(self.shares, tensors)
-        return [tf.reduce_sum(t / t.shape[0], axis=0) for t in tensors] if self.stacked else list(tensors)
+        return [_mean(t) for t in tensors] if self.stacked else list(tensors)
 
     # Derivatives -------------------------------------------------------------------------------------------------
 
@@ -197,7 +197,8 @@ class Problem:
     def rates_at(self, step: tf.Tensor) -> list[tf.Tensor]:
         """Return D_k, one tensor for each adapting weight."""
         dtypes = [t.dtype for t in self.adapting(self.theta)]
-        return self.inner.rates_at(self.learned, step, self.weights, dtypes)
+        rates = self.inner.rates_at(self.learned, step, self.weights, dtypes)
+        return [tf.convert_to_tensor(rate, dtype) for rate, dtype in zip(rates, dtypes, strict=True)]
 
     def weight(self) -> tf.Tensor:
         """Return lambda, the weight of the proximal term."""
@@ -240,6 +241,11 @@ class Problem:
         if self.inner.tolerance:
             found |= {"inner_steps": path.taken, "inner_residual": path.residual}
         return found
+
+
+def _mean(t: tf.Tensor) -> tf.Tensor:
+    """Return the mean along the first axis; XLA makes a division part of the sum, and float16 cannot."""
+    return tf.reduce_mean(t, axis=0) if t.dtype == tf.float16 else tf.reduce_sum(t / t.shape[0], axis=0)
 
 
 def _merge(stacked: Params) -> list[tf.Tensor]:

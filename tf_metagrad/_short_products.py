@@ -29,7 +29,7 @@ def _outer_products(x: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
 def _is_short(x: tf.Tensor, d: tf.Tensor) -> bool:
     if not (x.shape.rank == d.shape.rank == 3 and x.shape.is_fully_defined() and d.shape.is_fully_defined()):
         return False
-    return x.shape[1] <= _TERMS and min(x.shape[2], d.shape[2]) > _SIDE and x.dtype.is_floating
+    return 0 < x.shape[1] <= _TERMS and min(x.shape[2], d.shape[2]) > _SIDE and x.dtype.is_floating
 
 
 def _product(original, x, y, adj_x=False, adj_y=False, grad_x=False, grad_y=False, name=None):

@@ -52,8 +52,8 @@ def transposed_step(problem: Any, path: Path, index: tf.Tensor, step: tf.Tensor,
     """Walk back over step k, the entry `index` of the recorded ones; see the module."""
     phi, state = _tree.at(path.iterates, index), _tree.at(path.states, index)
     v, rates = problem.adapting(adjoint.weights), problem.rates_at(step)
-    alpha = _common(rates)
-    if alpha is not None and not (path.slots or problem.inner.proximal or problem.inner.tolerance):
+    alpha = _common(problem, rates)
+    if alpha is not None:
         gradient, product = problem.hessian_product(phi, state, v)
         weights = _tree.subtract(adjoint.weights, _tree.scale(alpha, product))  # H v first: a pass over v less
         share = problem.rate_gradients(step, problem.adapting(gradient), adjoint.weights)
@@ -62,7 +62,7 @@ def transposed_step(problem: Any, path: Path, index: tf.Tensor, step: tf.Tensor,
     if problem.inner.tolerance:
         cotangent = _tree.scale(step < path.taken, cotangent)
     v_g, w, u = cotangent, [], None
-    if path.slots:
+    if path.gradients:
         v_g, w, u = _transposed_rule(problem, path, index, step, cotangent, adjoint.slots)
     gradient, product = problem.hessian_product(phi, state, v_g)
     weights, theta = _tree.add(adjoint.weights, product), adjoint.theta
@@ -75,11 +75,15 @@ def transposed_step(problem: Any, path: Path, index: tf.Tensor, step: tf.Tensor,
     return Adjoint(weights, w, theta, _tree.add(adjoint.hyperparameters, share))
 
 
-def _common(rates: Params) -> tf.Tensor | None:
-    """Return alpha where D_k is known to be alpha I, else None."""
-    first, value = rates[0], tf.get_static_value(rates[0])
-    same = [r is first or (value is not None and value == tf.get_static_value(r)) for r in rates]
-    return first if first.shape.rank == 0 and all(same) else None
+def _common(problem: Any, rates: Params) -> tf.Tensor | None:
+    """Return alpha where the step is known to be v <- v - alpha H v, and H v does not overflow."""
+    inner, (first, *others) = problem.inner, rates
+    plain = not (inner.turns or inner.proximal or inner.tolerance or problem.functions.model.narrow)
+    if not plain or any(rate.shape.rank for rate in rates):
+        return None
+    value = tf.get_static_value(first)
+    same = (r is first or (value is not None and value == tf.get_static_value(r)) for r in others)
+    return first if all(same) else None
 
 
 def _transposed_rule(problem, path: Path, index: tf.Tensor, step: tf.Tensor, cotangent: Params, w: Params):

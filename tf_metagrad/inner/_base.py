@@ -52,6 +52,11 @@ class InnerOptimizer(abc.ABC):
     def rates_at(self, learned: Params, step: tf.Tensor, weights: AdaptingWeights, dtypes: Sequence[Any]):
         """Return D_k as one tensor for each adapting weight: a scalar, or of the weight's shape."""
 
+    @property
+    def turns(self) -> bool:
+        """Whether the rule has a `direction` of its own, u_k other than G_k."""
+        return type(self).direction is not InnerOptimizer.direction
+
     def initial_slots(self, phi: Params) -> list[tf.Tensor]:
         """Return what the rule remembers from step to step, at first; each tensor has the shape of one in `phi`."""
         del phi
