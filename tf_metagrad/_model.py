@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_metagrad._attention import fast_attention
 from tf_metagrad._batch_norm import fused_batch_normalization
 from tf_metagrad._bias import separate_bias_gradients
 from tf_metagrad._max_pool import plain_max_pooling
@@ -36,7 +37,7 @@ def batch_normalization_statistics(kind: str) -> Iterator[None]:
 @contextlib.contextmanager
 def fast_kernels() -> Iterator[None]:
     """Trace a model in this scope for TensorFlow's own kernels, one task at a time."""
-    with fused_batch_normalization(), separate_bias_gradients(), fast_products():
+    with fused_batch_normalization(), separate_bias_gradients(), fast_products(), fast_attention():
         yield
 
 
