@@ -69,15 +69,16 @@ def test_runs_differ_in_their_method_only_and_their_rows_can_be_drawn_and_writte
     assert len(results) == len(asked) and all(r["confidence"] == 0.005 and r["tasks"] == 600 for r in results)
     assert sorted(r["accuracy"] for r in results) == [(n + 1) / 100 for n in range(len(asked))]
     own = {"task", "shots", "seed", "start", "estimator", "inner", "proximal_weight"}  # what a run may have of its own
-    own |= {"inner_learning_rate", "meta_learning_rate"}
+    own |= {"inner_learning_rate", "meta_learning_rate", "filters"}
     kinds = {json.dumps({k: v for k, v in flags.items() if k not in {*own, "steps"}}) for flags in asked.values()}
     assert len(kinds) == 1
-    methods: dict[tuple, set] = {}  # at the same number of iterations
+    methods: dict[tuple, set] = {}  # of the same net and number of iterations
     for flags in asked.values():
-        methods.setdefault((flags.get("shots"), flags["steps"]), set()).add(flags["estimator"])
+        key = flags.get("shots"), flags["steps"], flags.get("filters")
+        methods.setdefault(key, set()).add(flags["estimator"])
     for shots in {flags.get("shots") for flags in asked.values()}:
         every = {flags["estimator"] for flags in asked.values() if flags.get("shots") == shots}
-        assert every in [found for (own_shots, _), found in methods.items() if own_shots == shots]
+        assert every in [found for (own_shots, *_), found in methods.items() if own_shots == shots]
     for flags in asked.values():
         assert (flags.get("inner") == "proximal") == flags["estimator"].startswith(("IMAML", "FOBMAML"))
     assert reproduce.table(rows).count("\n") == len(rows) + 1

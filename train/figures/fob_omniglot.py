@@ -17,19 +17,19 @@ METHODS = {
     "FO-B-MAML": ('FOBMAML("symmetric", 0.1)', "proximal"),
 }
 _FLAGS = {"task": "omniglot", "inner_steps": 5, "proximal_weight": 2.0, "inner_learning_rate": 0.1}
-# runs: shots, method, iterations
+# runs: shots, method, iterations, filters
 SIZES = {
     "small": {
-        "runs": [[1, method, 4000] for method in METHODS] + [[1, "FO-B-MAML", 10_000]]
-        + [[5, method, 1000] for method in METHODS],
+        "runs": [[1, method, 4000, 32] for method in METHODS] + [[1, "FO-B-MAML", 4000, 64]]
+        + [[5, method, 1000, 32] for method in METHODS],
         "seeds": [0],
         "flags": _FLAGS | {
-            "meta_batch": 8, "queries": 5, "filters": 32, "pool": False, "meta_learning_rate": 3e-3,
-            "epoch_steps": 250, "validation_tasks": 40,
+            "meta_batch": 8, "queries": 5, "pool": False, "meta_learning_rate": 3e-3, "epoch_steps": 250,
+            "validation_tasks": 40,
         },
     },
     "paper": {
-        "runs": [[shots, method, 20_000] for shots in (1, 5) for method in METHODS], "seeds": [0, 1, 2, 3, 4],
+        "runs": [[shots, method, 20_000, 64] for shots in (1, 5) for method in METHODS], "seeds": [0, 1, 2, 3, 4],
         "flags": _FLAGS | {
             "meta_batch": 16, "queries": 15, "meta_learning_rate": 1e-3, "epoch_steps": 1000, "validation_tasks": 200,
         },
@@ -44,23 +44,28 @@ _PAPER = {
 def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
     """Return the test accuracy of each run."""
     rows = []
-    for shots, method, steps in settings["runs"]:
+    for shots, method, steps, filters in settings["runs"]:
         estimator, inner = METHODS[method]
         for seed in settings["seeds"]:
-            own = {"steps": steps, "shots": shots, "estimator": estimator, "inner": inner, "seed": seed}
-            run = trained(f"{shots}-{method}-{steps}-{seed}", settings["flags"] | own, place)
-            rows.append({"shots": shots, "method": method, "iterations": steps, "seed": seed} | row(run))
+            own = {"steps": steps, "shots": shots, "filters": filters, "estimator": estimator, "inner": inner}
+            run = trained(f"{shots}-{method}-{steps}-{filters}-{seed}", settings["flags"] | own | {"seed": seed}, place)
+            about = {"shots": shots, "method": method, "iterations": steps, "filters": filters, "seed": seed}
+            rows.append(about | row(run))
     return rows
 
 
 def draw(rows: list[dict[str, Any]], settings: dict[str, Any], figure: Any) -> None:
     """Draw a panel for each number of shots."""
+
+    def names(shots, method, filters):
+        return f"{shots}-shot", f"{method}, {filters} filters"
+
     panels: dict[str, list] = {}
     for entry in rows:
-        name = f"{entry['method']}, {entry['iterations']:,}"
-        panels.setdefault(f"{entry['shots']}-shot", []).append(entry | {"method": name})
+        panel, bar = names(entry["shots"], entry["method"], entry["filters"])
+        panels.setdefault(panel, []).append(entry | {"method": bar})
     paper = {
-        (f"{shots}-shot", f"{method}, {steps:,}"): _PAPER[method][0 if shots == 1 else 1]
-        for shots, method, steps in settings["runs"]
+        names(shots, method, filters): _PAPER[method][0 if shots == 1 else 1]
+        for shots, method, _, filters in settings["runs"]
     }
     bars(figure, panels, paper)
