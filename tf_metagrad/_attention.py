@@ -14,7 +14,7 @@ section 3.1). Along (q', k', v', D')
 Each of S, X, Z and X' is one product: what is subtracted by rows is one column more of the left matrix, against ones.
 What is left for the maps, the largest tensors of a Transformer by far, are a softmax and five passes, where
 TensorFlow's rules for Keras' operations make about twenty and hold more maps at a time: exact MAML on the Transformer
-of `benchmarks/` needs 56 MiB instead of 65, and the gradient of its attention four fifths of the time.
+of `benchmarks/` needs 56 MiB instead of 67, and the gradient of its attention four fifths of the time.
 These derivatives are known to the tapes and accumulators that are at work while the model is traced.
 """
 
