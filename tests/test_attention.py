@@ -2,11 +2,13 @@
 
 import contextlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
 
+import tf_metagrad as mg
 from tf_metagrad._attention import attention, fast_attention
 from tf_metagrad._hvp import forward_over_reverse, reverse_over_reverse
 
@@ -90,3 +92,15 @@ def test_its_maps_are_passed_over_a_few_times():
     operations = tf.function(hvp).get_concrete_function(q, k, v).graph.get_operations()
     maps = [op.type for op in operations if op.outputs and op.outputs[0].shape[-2:] == (50, 50)]
     assert sorted(maps) == ["AddV2"] + ["BatchMatMulV2"] * 4 + ["Mul"] * 4 + ["Softmax"]
+
+
+def test_a_learner_uses_them_forward_over_reverse():
+    """HVPs that cannot be had so are taken by reverse over reverse in silence: it must not come to that."""
+    x = start = keras.Input((4, 4))
+    model = keras.Model(start, layers.Dense(3)(layers.Flatten()(x + layers.MultiHeadAttention(2, 3)(x, x))))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner = mg.MetaLearner(model, loss, mg.inner.GradientDescent(2, 0.1))
+    data, labels = RNG.normal(size=(2, 3, 4, 4)), np.tile([0, 1, 2], (2, 1))
+    learner.meta_gradient(mg.Task(data, labels, data, labels))
+    (functions,) = learner._runner._functions.values()
+    assert functions.model.fused and functions.hvp.mode is forward_over_reverse

@@ -40,10 +40,6 @@ def _rows(*pairs: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
     return tf.reduce_sum(tf.add_n([a * b for a, b in pairs]), axis=-1, keepdims=True)
 
 
-def _plain(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-    return tf.matmul(tf.nn.softmax(tf.matmul(q, k, transpose_b=True)), v)
-
-
 class _Heads:
     """q, k, v `[..., length, width]`, P and O of one call, and how they move."""
 
@@ -111,7 +107,7 @@ def _gradient(heads: _Heads, d: tf.Tensor) -> list[tf.Tensor]:
             outer.watch([d, q, k, v])
             with tf.GradientTape() as inner:
                 inner.watch([q, k, v])
-                found = _plain(q, k, v)
+                found = _Heads(q, k, v).o
             gradient = inner.gradient(found, [q, k, v], d)
         return outer.gradient(gradient, [d, q, k, v], list(cotangents))
 
