@@ -5,6 +5,7 @@ The estimators' arithmetic is the same with and without a leading axis of tasks,
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -52,7 +53,7 @@ class Problem:
         learned: the learned hyperparameters, if any.
         state: the model's non-trainable state for the first step; with a leading axis where `stacked`.
         task: the data; with a leading axis where `stacked`.
-        seed: `[2]`, the task's own seed; with a leading axis where `stacked`.
+        draw_seed: returns `[2]`, the task's own seed; with a leading axis where `stacked`. Few estimators need it.
         execution: how stacked tasks and parallel HVPs are run.
         stacked: whether there is a leading axis of tasks.
         measured: whether the norm of the last inner gradient is wanted; with a tolerance it is known anyway.
@@ -61,13 +62,13 @@ class Problem:
 
     def __init__(
         self, functions: TaskFunctions, inner: InnerOptimizer, weights: AdaptingWeights, theta: Params,
-        learned: Params, state: Params, task: Task, seed: tf.Tensor, execution: _execution.Execution, stacked: bool,
-        measured: bool, shares: tf.Tensor | None = None,
+        learned: Params, state: Params, task: Task, draw_seed: Callable[[], tf.Tensor],
+        execution: _execution.Execution, stacked: bool, measured: bool, shares: tf.Tensor | None = None,
     ):  # fmt: skip
         """Store the parts; see the class."""
         self.functions, self.inner, self.weights = functions, inner, weights
         self.theta, self.learned, self.state = list(theta), list(learned), list(state)
-        self.task, self.seed, self.execution, self.stacked = task, seed, execution, stacked
+        self.task, self.draw_seed, self.execution, self.stacked = task, draw_seed, execution, stacked
         self.steps, self.measured, self.shares = inner.steps, measured, shares
         self.shared = [i for i in range(len(self.theta)) if i not in set(functions.adapting)]
         self.learns_rates = bool(self.learned) and not inner.proximal
@@ -130,14 +131,13 @@ class Problem:
 
     def _full(self, phi: Params) -> list[tf.Tensor]:
         """Return all weights around phi; where stacked, the shared ones are repeated as well."""
-        full = list(self.theta)
+        shared = [self.theta[i] for i in self.shared]
         if self.offset is not None:
             full = self._theta()
+            shared = [full[i] for i in self.shared]
         elif self.stacked:
-            full = [tf.broadcast_to(t, [phi[0].shape[0], *t.shape]) for t in full]
-        for index, p in zip(self.functions.adapting, phi, strict=True):
-            full[index] = p
-        return full
+            shared = [tf.broadcast_to(t, [phi[0].shape[0], *t.shape]) for t in shared]
+        return self.merged(phi, shared)
 
     def mean(self, tensors: Params) -> list[tf.Tensor]:
         """Return the mean over the tasks, each multiplied by its share."""

@@ -100,30 +100,34 @@ class TaskRunner:
         theta, learned, state = snapshot
         seeded = [v.name == _SEED for v in self.model.non_trainable_variables] + [False] * bool(self.statistics)
         count = tf.nest.flatten(tasks)[0].shape[0]
-        seeds = tf.random.stateless_uniform(
-            [count * shard[1], len(state) + 1, 2],
-            tf.stack([tf.cast(seed, tf.int64), 0]),
-            maxval=2**31 - 1,
-            dtype=tf.int64,
-            alg="philox",
-        )[count * shard[0] :][:count]
-        seeds = tf.ensure_shape(seeds, [count, len(state) + 1, 2])
+        draw = functools.partial(_seeds, seed, count, shard, len(state) + 1)  # for each entry and the estimator
         functions = self.functions(learning, execution)
         make = functools.partial(
             Problem, functions, inner, self.weights, theta, learned, execution=execution, measured=not learning
         )
         if execution.tasks == "vectorize":
+            own_seeds = draw() if any(seeded) else None
             stacked = [
-                tf.cast(seeds[:, i], s.dtype) if seeded[i] else tf.broadcast_to(s, [count, *s.shape])
+                tf.cast(own_seeds[:, i], s.dtype) if seeded[i] else tf.broadcast_to(s, [count, *s.shape])
                 for i, s in enumerate(state)
             ]
-            return body(make(state=stacked, task=tasks, seed=seeds[:, -1], stacked=True, shares=shares))
+            own = {"state": stacked, "task": tasks, "draw_seed": lambda: draw()[:, -1]}
+            return body(make(**own, stacked=True, shares=shares))
 
         def one(elements):
             task, own_seeds, *share = elements
             own = [tf.cast(own_seeds[i], s.dtype) if seeded[i] else s for i, s in enumerate(state)]
-            totals, outputs = body(make(state=own, task=task, seed=own_seeds[-1], stacked=False))
+            totals, outputs = body(make(state=own, task=task, draw_seed=lambda: own_seeds[-1], stacked=False))
             return (_tree.scale(*share, totals) if share else totals), outputs
 
-        elements = (tasks, seeds) if shares is None else (tasks, seeds, shares)
+        elements = (tasks, draw()) if shares is None else (tasks, draw(), shares)
         return _execution.accumulate_over(one, elements, execution.tasks)
+
+
+def _seeds(seed: Any, count: int, shard: tuple[tf.Tensor | int, int], entries: int) -> tf.Tensor:
+    """Return `[count, entries, 2]`, the seeds of the tasks of a shard; see `TaskRunner.run`."""
+    every = tf.random.stateless_uniform(
+        [count * shard[1], entries, 2], tf.stack([tf.cast(seed, tf.int64), 0]), maxval=2**31 - 1, dtype=tf.int64,
+        alg="philox",
+    )  # fmt: skip
+    return tf.ensure_shape(every[count * shard[0] :][:count], [count, entries, 2])

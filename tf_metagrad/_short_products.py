@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.ops import gen_math_ops
 
+from tf_metagrad import _tree
 from tf_metagrad._forward_rules import is_zero
 from tf_metagrad._second_order import substituted
 
@@ -22,8 +23,8 @@ _SIDE = 4  # smaller matrices gain nothing, and their loops take long to compile
 
 def _outer_products(x: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
     """Return `[tasks, rows, columns]`, the sums over n of x_n d_n^T."""
-    pairs = zip(tf.unstack(x, axis=1), tf.unstack(d, axis=1), strict=True)
-    return tf.add_n([a[:, :, None] * b[:, None, :] for a, b in pairs])
+    columns, rows = tf.unstack(tf.expand_dims(x, 3), axis=1), tf.unstack(tf.expand_dims(d, 2), axis=1)
+    return tf.add_n(_tree.multiply(columns, rows))
 
 
 def _is_short(x: tf.Tensor, d: tf.Tensor) -> bool:

@@ -23,7 +23,7 @@ class Adjoint(NamedTuple):
     Attributes:
         weights: v, for all weights; those that do not adapt collect what reaches them at every step.
         slots: w.
-        theta: what reached the initialisation by the proximal term, for the adapting weights.
+        theta: what reached the initialisation by the proximal term, for the adapting weights; empty without one.
         hyperparameters: what reached the learned hyperparameters, the mean over the tasks.
     """
 
@@ -34,17 +34,14 @@ class Adjoint(NamedTuple):
 
     def gradient(self, problem: Any) -> list[tf.Tensor]:
         """Return the gradient with respect to theta, the mean over the tasks."""
-        total = list(self.weights)
-        for index, t in zip(problem.functions.adapting, self.theta, strict=True):
-            total[index] += t
-        return problem.mean(total)
+        return problem.mean(problem.add_to_adapting(self.weights, self.theta) if self.theta else self.weights)
 
 
 def adjoint_at_end(problem: Any, query_gradient: Params) -> Adjoint:
     """Return the adjoint of phi^K."""
     adapting = problem.adapting(query_gradient)
     slots = _tree.zeros_like(problem.inner.initial_slots(adapting))
-    theta = _tree.zeros_like(adapting)
+    theta = _tree.zeros_like(adapting) if problem.inner.proximal else []
     return Adjoint(list(query_gradient), slots, theta, _tree.zeros_like(problem.learned))
 
 
@@ -57,7 +54,7 @@ def transposed_step(problem: Any, path: Path, index: tf.Tensor, step: tf.Tensor,
         gradient, product = problem.hessian_product(phi, state, v)
         weights = _tree.subtract(adjoint.weights, _tree.scale(alpha, product))  # H v first: a pass over v less
         share = problem.rate_gradients(step, problem.adapting(gradient), adjoint.weights)
-        return Adjoint(weights, [], adjoint.theta, _tree.add(adjoint.hyperparameters, share))
+        return Adjoint(weights, [], [], _tree.add(adjoint.hyperparameters, share))
     cotangent = [-d * x for d, x in zip(rates, v, strict=True)]  # of u_k
     if problem.inner.tolerance:
         cotangent = _tree.scale(step < path.taken, cotangent)

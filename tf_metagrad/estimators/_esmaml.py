@@ -66,7 +66,7 @@ class ESMAML(Estimator):
             return loss, tf.where(lost, problem.steps, path.failed_step)
 
         def body(pair, total, failed):
-            noise = _noise(problem, pair)
+            noise = _noise(problem, seed, pair)
             offset = _tree.scale(self.sigma, noise)
             above, failed_above = loss_at(offset)
             with tf.control_dependencies([above]):
@@ -75,18 +75,18 @@ class ESMAML(Estimator):
             failed = tf.maximum(failed, tf.maximum(failed_above, failed_below))
             return pair + 1, _tree.add(total, _tree.scale(slope / self.pairs, noise)), failed
 
-        path = problem.adapt()
+        path, seed = problem.adapt(), problem.draw_seed()
         query = problem.query_loss(path.end, path.state)
         _, gradients, failed = tf.while_loop(
             lambda pair, *_: pair < self.pairs, body,
-            (tf.constant(0), _tree.zeros_like(_noise(problem, tf.constant(0))), path.failed_step),
+            (tf.constant(0), _tree.zeros_like(_noise(problem, seed, tf.constant(0))), path.failed_step),
             maximum_iterations=self.pairs, parallel_iterations=1,
         )  # fmt: skip
         diagnostics = problem.diagnostics(path) | {"inner_failed_step": failed}
         return Estimate(problem.mean(gradients), [], query, diagnostics)
 
 
-def _noise(problem: Problem, pair: tf.Tensor) -> list[tf.Tensor]:
+def _noise(problem: Problem, seed: tf.Tensor, pair: tf.Tensor) -> list[tf.Tensor]:
     """Return standard normal moves of all weights, for each task where stacked; a function of its seed and the pair."""
 
     def one(seed):
@@ -98,5 +98,5 @@ def _noise(problem: Problem, pair: tf.Tensor) -> list[tf.Tensor]:
         ]
 
     if not problem.stacked:
-        return one(problem.seed)
-    return [tf.stack(parts) for parts in zip(*[one(seed) for seed in tf.unstack(problem.seed)], strict=True)]
+        return one(seed)
+    return [tf.stack(parts) for parts in zip(*[one(own) for own in tf.unstack(seed)], strict=True)]
