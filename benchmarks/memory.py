@@ -40,7 +40,7 @@ MIB = 2**20
 
 
 def compiled(name: str, jit: bool, small: bool = False):
-    """Return `run()`, one meta-gradient by the flags' estimator, and the bytes of the weights."""
+    """Return what runs one meta-gradient by the flags' estimator, or compiles it with XLA, and the weights' bytes."""
     import keras
     import tensorflow as tf
     from nets import few_shot, net, transformer
@@ -58,7 +58,10 @@ def compiled(name: str, jit: bool, small: bool = False):
     )  # fmt: skip
     function = learner.compiled_function("memory", 0, lambda t, s: learner.estimate(t, s)[:2])
     batch, seed = learner.check_tasks(batch), tf.constant(0, tf.int64)
-    return lambda: function(batch, seed)[0][-1].numpy(), sum(v.numpy().nbytes for v in model.trainable_variables)
+    weights = sum(v.numpy().nbytes for v in model.trainable_variables)
+    if jit:
+        return lambda: function.program(batch, seed)(stage="optimized_hlo"), weights
+    return lambda: function(batch, seed)[0][-1].numpy(), weights
 
 
 def with_kernels(name: str) -> dict[str, float]:
@@ -84,7 +87,7 @@ def scratch(folder: str) -> dict[str, float]:
         sum(map(int, re.findall(r"allocation \d+: size (\d+), preallocated-temp", path.read_text())))
         for path in pathlib.Path(folder).glob("*buffer-assignment.txt")
     ]
-    return {"XLA": max(found) / MIB}
+    return {"XLA": max(found) / MIB} if found else {}
 
 
 def measure(name: str, estimator: str, steps: str) -> dict[str, float]:
@@ -100,8 +103,11 @@ def measure(name: str, estimator: str, steps: str) -> dict[str, float]:
                 answer = subprocess.check_output([*command, f"--kind={kind}"], text=True, env=env, timeout=_LIMIT.value)
             except subprocess.TimeoutExpired:
                 print(f"{name}, {estimator}, K = {steps}, {kind}: more than {_LIMIT.value} s", file=sys.stderr)
-                continue
-            figures |= scratch(folder) if kind == "xla" else json.loads(answer.splitlines()[-1])
+                answer = None
+            if kind == "xla":  # XLA plans its buffers before it makes machine code
+                figures |= scratch(folder)
+            elif answer is not None:
+                figures |= json.loads(answer.splitlines()[-1])
     return figures
 
 

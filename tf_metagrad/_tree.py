@@ -7,6 +7,8 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from tf_metagrad._types import Params
 
+_JOINED = 2**14  # numbers
+
 
 def read(variable: keras.Variable) -> tf.Tensor:
     """Return the present value; where no tape looks, in a third of the time that a conversion takes."""
@@ -82,10 +84,11 @@ def all_finite(a: Params, stacked: bool = False, joined: bool = False) -> tf.Ten
     """Return whether all numbers are finite, a scalar; where stacked, one for each entry of the first axis.
 
     Joined it is one product of a matrix and a vector, for XLA, to which each operation is a kernel to compile: a sum is
-    finite where its terms are, if each is made so small before that it cannot overflow.
+    finite where its terms are, if each is made so small before that it cannot overflow. Many numbers are not joined:
+    the matrix and the vector would be two more sets of weights in memory.
     """
     rows = [tf.reshape(x, [x.shape[0] if stacked else 1, -1]) for x in a]
-    if joined:
+    if joined and sum(x.shape[1] for x in rows) <= _JOINED:
         dtype, tiny = (tf.float64, 1e-300) if any(x.dtype == tf.float64 for x in a) else (tf.float32, 1e-37)
         flat = tf.concat([tf.cast(x, dtype) for x in rows], axis=1)
         finite = tf.math.is_finite(tf.linalg.matvec(flat, tf.fill([flat.shape[1]], tf.constant(tiny, dtype))))
