@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tf_metagrad as mg
+from tf_metagrad.evaluation import Evaluation
 
 
 def make_learner(execution="vectorize", normalization="batch", linear=False):
@@ -76,3 +77,41 @@ def test_a_task_that_diverges_is_left_out_of_every_point(float64):
     assert [(point.count, point.skipped) for point in curve] == [(3, 1)] * 4
     losses = by_hand(learner, 2, 4)[[0, 2, 3], 0]
     assert abs(curve[2].mean["loss"] - losses.mean()) < 1e-12
+
+
+def test_paired_differences_are_those_of_the_tasks_that_both_have():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=50)
+    a, b = hard + 0.1 + rng.normal(0, 0.01, 50), hard
+    found = evaluation_of([None, *a, 7.0]).minus(evaluation_of([3.0, *b, None]))
+    assert found.count == 50 and found.skipped == 2
+    assert abs(found.mean["accuracy"] - (a - b).mean()) < 1e-12
+    assert abs(found.confidence["accuracy"] - 1.96 * (a - b).std(ddof=1) / 50**0.5) < 1e-12
+    assert found.confidence["accuracy"] < evaluation_of(a).confidence["accuracy"] / 50  # tasks differ more
+    assert found.values["accuracy"][0] is None and found.values["accuracy"][1] == a[0] - b[0]
+    assert "values" not in repr(found) and "values" not in found.summary()
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [([1.0, 2.0], "of 3 tasks and .*of 2"), ([None, None, 1.0], "No task is left"), ([], "the same metrics")],
+)
+def test_what_cannot_be_paired_is_refused(other, words):
+    with pytest.raises(ValueError, match=words):
+        evaluation_of([1.0, 2.0, None]).minus(evaluation_of(other))
+
+
+def test_values_are_those_of_single_tasks(float64):
+    learner = make_learner()
+    every = learner.evaluate_tasks(make_tasks(), count=3)
+    losses, accuracies = by_hand(learner, 3, 3).T
+    np.testing.assert_allclose(every.values["loss"], losses, atol=1e-12)
+    np.testing.assert_allclose(every.values["accuracy"], accuracies, atol=1e-12)
+
+
+def evaluation_of(values):
+    kept = [x for x in values if x is not None]
+    named = {"accuracy": tuple(values)} if len(values) else {}
+    mean = {"accuracy": float(np.mean(kept))} if kept else {}
+    half = {"accuracy": 1.96 * float(np.std(kept, ddof=1)) / len(kept) ** 0.5} if len(kept) > 1 else {}
+    return Evaluation(mean, half, len(kept), len(values) - len(kept), named)

@@ -152,9 +152,9 @@ def judge(
     count = settings["evaluation_tasks"]
     print(f"Evaluating on {count} unseen tasks ...", flush=True)
     curve = learner.adaptation_curve(test, count, on_nonfinite=settings["on_nonfinite"])
-    write_json(output / "result.json", curve[-1]._asdict() | {"curve": [point._asdict() for point in curve]})
+    write_json(output / "result.json", curve[-1]._asdict() | {"curve": [point.summary() for point in curve]})
     with writing(f"The SavedModel of {str(output)!r}", _ADVICE):
-        about = {"command": options["command"], "settings": settings, "unseen_tasks": curve[-1]._asdict()}
+        about = {"command": options["command"], "settings": settings, "unseen_tasks": curve[-1].summary()}
         mg.export(learner, output / "saved_model", overwrite=True, about=about)
     print(f"Test {curve[-1]}, 95 % confidence")
     print(f"SavedModel: {output / 'saved_model'}\nLearning curve: {output / 'curve.png'}")
