@@ -46,7 +46,8 @@ def stub(monkeypatch, figures):
         epochs = range(flags["steps"] // flags["epoch_steps"])
         names = ("accuracy", "loss", "val_accuracy", "val_loss")
         history = [{"epoch": float(e)} | {n: value + e / 1000 for n in names} for e in epochs]
-        result = {"mean": {"accuracy": value}, "confidence": {"accuracy": 0.005}, "count": 600}
+        result = {"mean": {"accuracy": value}, "confidence": {"accuracy": 0.005}, "count": 600, "skipped": 0}
+        result["values"] = {"accuracy": [value] * 600}
         return Trained(result, history, "--flags")
 
     def put(name):
@@ -72,6 +73,7 @@ def test_runs_differ_in_their_method_only_and_their_rows_can_be_drawn_and_writte
     own |= {"inner_learning_rate", "meta_learning_rate", "filters"}
     kinds = {json.dumps({k: v for k, v in flags.items() if k not in {*own, "steps"}}) for flags in asked.values()}
     assert len(kinds) == 1
+    asked = {name: flags for name, flags in asked.items() if flags.get("meta_learning_rate") != 0}  # that train
     methods: dict[tuple, set] = {}  # of the same net and number of iterations
     for flags in asked.values():
         key = flags.get("shots"), flags["steps"], flags.get("filters")
@@ -90,7 +92,13 @@ def test_table_1_of_binommaml_has_every_method_and_figure_5(stub, canvas):
     module, asked = stub("binom_table_1")
     settings = module.SIZES["small"]
     rows = module.measure(settings, None)
-    assert set(settings["methods"]["1"]) == set(module.METHODS) == set(module._PAPER)
+    assert settings["methods"]["1"] == settings["methods"]["5"] == [module.START, *module.METHODS]
+    assert set(module.METHODS) == set(module._PAPER)
+    untrained = [flags for flags in asked.values() if flags["meta_learning_rate"] == 0]
+    assert [flags["shots"] for flags in untrained] == [1, 5] and {flags["steps"] for flags in untrained} == {1}
+    results = {(r["shots"], r["method"]): r for r in rows if "accuracy" in r}
+    for (shots, _), r in results.items():
+        np.testing.assert_allclose(r["difference"], r["accuracy"] - results[shots, "MAML"]["accuracy"], atol=1e-12)
     seeds = {flags["seed"] for flags in asked.values()}
     assert len(seeds) == 1  # the same tasks for all
     assert {flags["start"] for flags in asked.values()} == {"mini_imagenet-start"}
@@ -151,4 +159,5 @@ def test_the_start_is_a_classifier_that_a_run_can_begin_from(tmp_path, figures, 
     take_weights(model, str(tmp_path / "runs" / "start"))
     assert not any(tf.reduce_any(w != 0) for w in model.layers[-1].weights)
     assert all(np.abs(w - b).max() > 1e-3 for w, b in zip(model.trainable_weights[:1], before[:1], strict=True))
-    assert classifier.start("start", settings, Place(tmp_path, [])) == []  # made once
+    monkeypatch.delattr(classifier, "images")
+    assert classifier.start("start", settings, Place(tmp_path, [])) == rows  # made once

@@ -1,8 +1,9 @@
 """Tables 1 and 2 and figure 5 of BinomMAML: accuracy on mini-ImageNet, 5-way, at the same number of iterations.
 
 All methods see the same tasks in the same order, from the same initial weights, and are judged on the same 600 unseen
-tasks. iMAML needs a proximal inner problem; the others adapt by plain gradient descent, as in the paper. At small size
-the first weights are not random but those of a classifier of the training classes, see `figures.classifier`.
+tasks, so that each is compared with MAML task by task. iMAML needs a proximal inner problem; the others adapt by plain
+gradient descent, as in the paper. At small size the first weights are not random but those of a classifier of the
+training classes, see `figures.classifier`, and a row of its own says what they reach as they are.
 tiered-ImageNet runs by the same code where its files are there: `--size=paper` includes it.
 """
 
@@ -10,9 +11,10 @@ from typing import Any
 
 from figures import classifier
 from figures.place import Place
-from figures.training import Trained, bars, row, trained
+from figures.training import Trained, bars, difference, row, trained
 
 _ORDERS = range(1, 5)
+START = "not meta-trained"
 METHODS = {
     "FOMAML": "FOMAML", "Reptile": "Reptile",
     **{f"iMAML({L})": f'IMAML("cg", {L})' for L in _ORDERS},
@@ -25,12 +27,7 @@ _FLAGS = {"meta_batch": 4, "inner_steps": 5, "inner_learning_rate": 0.01}
 SIZES = {
     "small": _SIZE | {
         "datasets": ["mini_imagenet"],
-        "methods": {
-            "1": list(METHODS),
-            "5": [
-                "FOMAML", "Reptile", "iMAML(1)", "TruncMAML(1)", "TruncMAML(2)", "BinomMAML(1)", "BinomMAML(2)", "MAML",
-            ],
-        },
+        "methods": {"1": [START, *METHODS], "5": [START, *METHODS]},
         "start": {"epochs": 5, "batch": 64, "rate": 2e-3, "filters": 32, "pool": True, "seed": 0},
         "flags": _FLAGS | {
             "steps": 50, "queries": 5, "meta_learning_rate": 3e-4, "epoch_steps": 10, "validation_tasks": 20,
@@ -72,24 +69,29 @@ def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
             about = {"dataset": dataset, "method": "start"}
             rows += [about | entry for entry in classifier.start(start, settings["start"], place)]
         for shots, methods in settings["methods"].items():
+            runs = {}
             for method in methods:
-                flags = common | settings["flags"] | {"shots": int(shots), "estimator": METHODS[method]}
+                flags = common | settings["flags"] | {"shots": int(shots), "estimator": METHODS.get(method, "FOMAML")}
+                if method == START:
+                    flags |= {"steps": 1, "meta_learning_rate": 0}
                 if method.startswith("iMAML"):
                     flags |= {"inner": "proximal", "proximal_weight": settings["proximal_weight"]}
-                run = trained(f"{dataset}-{shots}-{method}".replace(" ", ""), flags, place, start)
-                rows += entries({"dataset": dataset, "shots": int(shots), "method": method}, run, settings)
+                runs[method] = trained(f"{dataset}-{shots}-{method}".replace(" ", ""), flags, place, start)
+            for method, run in runs.items():
+                about = {"dataset": dataset, "shots": int(shots), "method": method}
+                rows += entries(about, run, runs["MAML"], settings)
     return rows
 
 
-def entries(about: dict[str, Any], run: Trained, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a run: its epochs, then its result."""
+def entries(about: dict[str, Any], run: Trained, maml: Trained, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a run: its epochs, then its result and the difference to MAML's."""
     size = settings["flags"]["epoch_steps"]
     columns = {"train_accuracy": "accuracy", "train_loss": "loss", "validation_accuracy": "val_accuracy"}
     curve = [
         about | {"iteration": (int(epoch["epoch"]) + 1) * size} | {new: epoch[old] for new, old in columns.items()}
         for epoch in run.history
     ]
-    return [*curve, about | row(run)]
+    return [*curve, about | row(run) | difference(run, maml)]
 
 
 def draw(rows: list[dict[str, Any]], settings: dict[str, Any], figure: Any) -> None:

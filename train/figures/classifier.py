@@ -2,14 +2,15 @@
 
 Keras trains the network, with a head for every class of the training split, on single images; then the head of a task's
 ways is set to zero, so that adaptation begins from equal scores. Its weights are left as a run of train.py leaves them,
-for --initial_weights.
+for --initial_weights, with its learning curve beside them.
 """
 
-import pathlib
+import json
 from typing import Any
 
 import keras
 import numpy as np
+import run_folder
 import tensorflow as tf
 
 import tf_metagrad as mg
@@ -59,14 +60,16 @@ def pretrain(model: keras.Model, x: np.ndarray, y: np.ndarray, settings: dict[st
 
 
 def start(name: str, settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
-    """Leave the weights in the run of that name, where they are not there yet; return a row for each epoch made."""
-    folder = place.folder / "runs" / name / "checkpoints"
-    if tf.train.latest_checkpoint(folder):
-        return []
-    keras.utils.set_random_seed(settings["seed"])
-    model = mg.models.conv2d(5, (84, 84, 3), settings["filters"], pool=settings["pool"])
-    history = pretrain(model, *images(place), settings)
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    tf.train.CheckpointManager(tf.train.Checkpoint(model=model), str(folder), max_to_keep=1).save()
+    """Leave the weights in the run of that name, where they are not there yet; return a row for each epoch."""
+    run = place.folder / "runs" / name
+    if not (run / "history.json").exists():
+        keras.utils.set_random_seed(settings["seed"])
+        model = mg.models.conv2d(5, (84, 84, 3), settings["filters"], pool=settings["pool"])
+        history = pretrain(model, *images(place), settings)
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        checkpoint = tf.train.Checkpoint(model=model)
+        tf.train.CheckpointManager(checkpoint, str(run / "checkpoints"), max_to_keep=1).save()
+        run_folder.write_json(run / "history.json", history)
+    history = json.loads((run / "history.json").read_text())
     rows = zip(history["accuracy"], history["loss"], strict=True)
     return [{"iteration": i + 1, "train_accuracy": a, "train_loss": b} for i, (a, b) in enumerate(rows)]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from figures.place import Place
+from tf_metagrad.evaluation import Evaluation
 
 _SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "train.py"
 
@@ -52,6 +53,13 @@ def row(run: Trained) -> dict[str, Any]:
     """Return the columns that every table of results has."""
     mean, half = run.result["mean"]["accuracy"], run.result["confidence"]["accuracy"]
     return {"accuracy": mean, "confidence": half, "tasks": run.result["count"], "flags": run.flags}
+
+
+def difference(run: Trained, reference: Trained) -> dict[str, float]:
+    """Return the columns of a run's mean difference to another, task by task."""
+    own, other = (Evaluation(**{name: r.result[name] for name in Evaluation._fields}) for r in (run, reference))
+    found = own.minus(other)
+    return {"difference": found.mean["accuracy"], "difference_confidence": found.confidence["accuracy"]}
 
 
 def bars(figure: Any, panels: Mapping[str, Sequence[dict[str, Any]]], paper: Mapping[tuple[str, str], float]) -> None:
