@@ -15,7 +15,8 @@ Each of S, X, Z and X' is one product: what is subtracted by rows is one column 
 What is left for the maps, the largest tensors of a Transformer by far, are a softmax and five passes, where
 TensorFlow's rules for Keras' operations make about twenty and hold more maps at a time: exact MAML on the Transformer
 of `benchmarks/` needs 56 MiB instead of 67, and the gradient of its attention four fifths of the time.
-These derivatives are known to the tapes and accumulators that are at work while the model is traced.
+These derivatives are known to the tapes and accumulators around the model; inside of those that a layer opens itself,
+attention is left to Keras (see `_user_derivatives`), and so are masks, learned biases and scales that are not scalars.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from keras.src.backend.tensorflow import nn
 from tensorflow.python.eager import record
 
 from tf_metagrad._second_order import substituted
+from tf_metagrad._user_derivatives import differentiates
 
 
 def _minus_rows(pairs: Sequence[tuple[tf.Tensor, tf.Tensor]], rows: tf.Tensor) -> tf.Tensor:
@@ -118,9 +120,11 @@ def _gradient(heads: _Heads, d: tf.Tensor) -> list[tf.Tensor]:
 def _dot_product_attention(original, query, key, value, bias=None, mask=None, scale=None, is_causal=False, **options):
     """`keras.ops.dot_product_attention` without masks, `[batch, length, heads, width]`."""
     q, k, v = (tf.convert_to_tensor(t) for t in (query, key, value))
-    own = bias is None and mask is None and not is_causal and not any(options.values())
+    own = bias is None and mask is None and not is_causal and not any(options.values()) and not differentiates()
     own = own and q.dtype == k.dtype == v.dtype and q.dtype in (tf.float32, tf.float64)
-    if not (own and q.shape.rank == k.shape.rank == v.shape.rank == 4 and q.shape[2] == k.shape[2] == v.shape[2]):
+    own = own and (scale is None or tf.convert_to_tensor(scale).shape.rank == 0)
+    own = own and q.shape.rank == k.shape.rank == v.shape.rank == 4
+    if not (own and all(q.shape[i] == k.shape[i] == v.shape[i] for i in (0, 2))):
         return original(query, key, value, bias=bias, mask=mask, scale=scale, is_causal=is_causal, **options)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = (tf.transpose(t, [0, 2, 1, 3]) for t in (q * tf.cast(scale, q.dtype), k, v))

@@ -34,6 +34,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from tf_metagrad._second_order import substituted
+from tf_metagrad._user_derivatives import differentiates
 
 _AXES = (0, 1, 2)
 
@@ -151,7 +152,7 @@ def fused_batch_normalization() -> Iterator[None]:
 
     def call(original, layer, inputs, training=None, mask=None, **kwargs):
         x = tf.convert_to_tensor(inputs)
-        if not (training and mask is None and _fits(layer, x)):
+        if not (training and mask is None and _fits(layer, x)) or differentiates():
             return original(layer, inputs, training=training, mask=mask, **kwargs)
         return _layer(layer, tf.cast(x, tf.float32))
 

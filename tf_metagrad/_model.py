@@ -14,6 +14,7 @@ from tf_metagrad._max_pool import plain_max_pooling
 from tf_metagrad._products import fast_products
 from tf_metagrad._second_order import correct_second_derivatives, substituted
 from tf_metagrad._types import Params
+from tf_metagrad._user_derivatives import user_derivatives
 from tf_metagrad._vectorize import vectorizable_convolutions
 
 
@@ -37,7 +38,8 @@ def batch_normalization_statistics(kind: str) -> Iterator[None]:
 @contextlib.contextmanager
 def fast_kernels() -> Iterator[None]:
     """Trace a model in this scope for TensorFlow's own kernels, one task at a time."""
-    with fused_batch_normalization(), separate_bias_gradients(), fast_products(), fast_attention():
+    own = fused_batch_normalization(), separate_bias_gradients(), fast_products(), fast_attention()
+    with user_derivatives(), own[0], own[1], own[2], own[3]:
         yield
 
 
