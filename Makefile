@@ -12,6 +12,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --quiet
+OURS := tf_metagrad train tests benchmarks
 PYTEST = $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -25,8 +26,8 @@ train: $(VENV)/.project
 	$(PY) train/train.py $(ARGS)
 
 test: $(VENV)/.test
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+	$(PY) -m ruff check $(OURS)
+	$(PY) -m ruff format --check $(OURS)
 	$(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.test

@@ -109,6 +109,19 @@ def test_values_are_those_of_single_tasks(float64):
     np.testing.assert_allclose(every.values["accuracy"], accuracies, atol=1e-12)
 
 
+def test_evaluations_of_other_tasks_are_not_paired(float64):
+    learner, other = make_learner(), make_learner("map")
+    a, b = (x.evaluate_tasks(make_tasks(), count=3) for x in (learner, other))
+    assert a.fingerprint == b.fingerprint == learner.adaptation_curve(make_tasks(), count=3)[-1].fingerprint
+    assert a.minus(b).count == 3 and abs(a.minus(b).mean["loss"]) < 1e-12
+    going_on = make_tasks(batches=4)
+    first, second = (learner.evaluate_tasks(going_on, count=2) for _ in range(2))
+    with pytest.raises(ValueError, match="the same tasks.*a new stream each"):
+        first.minus(second)
+    with pytest.raises(ValueError, match="must be an Evaluation.*3.0"):
+        a.minus(3.0)
+
+
 def evaluation_of(values):
     kept = [x for x in values if x is not None]
     named = {"accuracy": tuple(values)} if len(values) else {}

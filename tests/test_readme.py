@@ -12,7 +12,7 @@ def test_example_runs(tmp_path, monkeypatch, capsys):
     assert len(code.strip().splitlines()) <= 15
     exec(compile(code, str(README), "exec"), {})  # noqa: S102
     assert "(100 tasks)" in capsys.readouterr().out
-    assert (tmp_path / "saved_models/sinusoid/saved_model.pb").exists()
+    assert (tmp_path / "runs/my_sinusoid/saved_model.pb").exists()
 
 
 def test_links_lead_somewhere():

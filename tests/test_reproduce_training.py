@@ -159,5 +159,21 @@ def test_the_start_is_a_classifier_that_a_run_can_begin_from(tmp_path, figures, 
     take_weights(model, str(tmp_path / "runs" / "start"))
     assert not any(tf.reduce_any(w != 0) for w in model.layers[-1].weights)
     assert all(np.abs(w - b).max() > 1e-3 for w, b in zip(model.trainable_weights[:1], before[:1], strict=True))
+    (tmp_path / "runs" / "a").mkdir()
+    (tmp_path / "runs" / "a" / "result.json").write_text("{}")
     monkeypatch.delattr(classifier, "images")
     assert classifier.start("start", settings, Place(tmp_path, [])) == rows  # made once
+    (tmp_path / "runs" / "start" / "history.json").unlink()
+    with pytest.raises(ValueError, match="is not whole. Give another --results"):
+        classifier.start("start", settings, Place(tmp_path, []))
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path, figures):
+    from figures import Place
+    from figures.training import trained
+
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    for name, text in (("result.json", json.dumps({"mean": {"accuracy": 0.5}})), ("history.csv", "epoch\n")):
+        (tmp_path / "runs" / "old" / name).write_text(text)
+    with pytest.raises(ValueError, match="earlier version"):
+        trained("old", {}, Place(tmp_path, []))

@@ -24,7 +24,7 @@ def documented(tmp_path_factory):
         names = {}
         for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL):
             exec(compile(code, str(DOCS), "exec"), names)  # noqa: S102
-        return names | {"export_folder": pathlib.Path.cwd() / "saved_models/sinusoid/1"}
+        return names | {"export_folder": pathlib.Path.cwd() / "runs/my_sinusoid/1"}
 
 
 def bodies():

@@ -1,6 +1,8 @@
 """Results over many tasks, as the field reports them: mean and 95 % confidence interval."""
 
-from collections.abc import Callable, Iterable
+import types
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,8 @@ from tf_metagrad.inner import InnerOptimizer
 class Evaluation(NamedTuple):
     """Means over tasks, with half-widths of the 95 % confidence intervals, 1.96 s / sqrt(count), by metric name.
 
-    `skipped` tasks diverged and are not among the `count`. `values` has a number for each task, None for those.
+    `skipped` tasks diverged and are not among the `count`. `values` has a number for each task, None for those;
+    `fingerprint` is a checksum of the tasks' data.
 
     >>> a = Evaluation({"accuracy": 0.5}, {"accuracy": 0.1}, 3, values={"accuracy": (0.4, 0.5, 0.6)})
     >>> b = Evaluation({"accuracy": 0.4}, {"accuracy": 0.1}, 3, values={"accuracy": (0.3, 0.4, 0.5)})
@@ -26,7 +29,8 @@ class Evaluation(NamedTuple):
     confidence: dict[str, float]
     count: int
     skipped: int = 0
-    values: dict[str, tuple[float | None, ...]] = {}
+    values: Mapping[str, Sequence[float | None]] = types.MappingProxyType({})
+    fingerprint: int | None = None
 
     def minus(self, other: "Evaluation") -> "Evaluation":
         """Return the mean differences to an evaluation on the same tasks, by metric name, with their intervals.
@@ -34,9 +38,19 @@ class Evaluation(NamedTuple):
         Tasks differ more than methods do: of paired differences the intervals are far narrower than of the means. A
         task that either skipped is left out.
 
+        Returns:
+            `Evaluation` of self - other: where an interval leaves out 0, the two differ.
+
         Raises:
-            ValueError: the evaluations are of different numbers of tasks, or share no metric.
+            ValueError: the evaluations are of different tasks, share no metric, or `other` is none.
         """
+        if not isinstance(other, Evaluation):
+            raise ValueError(f"`other` must be an Evaluation, as `evaluate_tasks` returns. Received: {other!r}.")
+        if None not in (prints := {self.fingerprint, other.fingerprint}) and len(prints) > 1:
+            raise ValueError(
+                "Paired differences need the same tasks, and these evaluations saw different ones. Give both the same "
+                "data with the same seed, and a new stream each: an iterator goes on where the first ended."
+            )
         names = sorted(self.values.keys() & other.values.keys())
         counts = [{len(e.values[name]) for name in names} for e in (self, other)]
         if not names or counts[0] != counts[1]:
@@ -53,7 +67,7 @@ class Evaluation(NamedTuple):
 
     def summary(self) -> dict[str, Any]:
         """Return the fields without `values`, for JSON."""
-        return {name: value for name, value in self._asdict().items() if name != "values"}
+        return {name: self._asdict()[name] for name in ("mean", "confidence", "count", "skipped")}
 
     def __repr__(self) -> str:
         """Leave out the values."""
@@ -94,20 +108,30 @@ def judge(
     kind = "curve" if every_step else "evaluate"
     function = learner.compiled_function(kind, inner, lambda t, s: learner.use(body, t, s, inner=inner)[1])
     rows: list[list[dict[str, float]] | None] = []
+    fingerprint = 0
     for index, batch in enumerate(tasks):
         batch = learner.check_tasks(batch)
         losses, predictions, failed = function(batch, seed + index)
         faults = _diagnostics.faults(losses[:, -1], failed, inner, f" in batch {index} of the evaluation")
         _diagnostics.raise_or_log(dict(list(faults.items())[: count - len(rows)]), on_nonfinite)
         metrics_of = learner.compiled_metrics(batch, tf.nest.map_structure(lambda t: t[:, -1], predictions))
+        fingerprint = _fingerprint(fingerprint, batch, count - len(rows))
         for i in range(losses.shape[0]):
             y_true = tf.nest.map_structure(lambda t: t[i : i + 1], batch.query_y)  # noqa: B023
             one = tf.nest.map_structure(lambda t: t[i], (losses, predictions))  # noqa: B023
             rows.append(None if i in faults else _rows(metrics_of, y_true, *one))
         if len(rows) >= count:
             points = range(losses.shape[1])
-            return [_evaluation([row and row[point] for row in rows[:count]]) for point in points]
+            found = [_evaluation([row and row[point] for row in rows[:count]]) for point in points]
+            return [point._replace(fingerprint=fingerprint) for point in found]
     raise ValueError(f"`tasks` must hold at least count={count} tasks. Received: {len(rows)}. Lower `count`.")
+
+
+def _fingerprint(so_far: int, batch: Task, count: int) -> int:
+    """Return the checksum with the first `count` tasks of the batch: of a support and a query example of each."""
+    for part in tf.nest.flatten(batch):
+        so_far = zlib.crc32(part[:count, -1:].numpy().tobytes(), so_far)
+    return so_far
 
 
 def _judged(problem: Any, phi: Params, state: Params) -> tuple[tf.Tensor, Any]:

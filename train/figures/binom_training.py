@@ -95,7 +95,7 @@ def entries(about: dict[str, Any], run: Trained, maml: Trained, settings: dict[s
     columns = {"train_accuracy": "accuracy", "train_loss": "loss", "validation_accuracy": "val_accuracy"}
     curve = [
         about | {"iteration": (int(epoch["epoch"]) + 1) * size} | {new: epoch[old] for new, old in columns.items()}
-        for epoch in run.history
+        for epoch in (run.history if about["method"] != START else [])
     ]
     return [*curve, about | row(run) | difference(run, maml)]
 

@@ -63,6 +63,12 @@ def start(name: str, settings: dict[str, Any], place: Place) -> list[dict[str, A
     """Leave the weights in the run of that name, where they are not there yet; return a row for each epoch."""
     run = place.folder / "runs" / name
     if not (run / "history.json").exists():
+        others = [str(path) for path in run.parent.glob("*/result.json")]
+        if others:
+            raise ValueError(
+                f"Runs are there, such as {others[0]!r}, and the classifier {str(run)!r} that they began from is not "
+                "whole. Give another --results."
+            )
         keras.utils.set_random_seed(settings["seed"])
         model = mg.models.conv2d(5, (84, 84, 3), settings["filters"], pool=settings["pool"])
         history = pretrain(model, *images(place), settings)

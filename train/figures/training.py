@@ -45,6 +45,11 @@ def trained(name: str, flags: Mapping[str, Any], place: Place, start: str | None
     with (folder / "history.csv").open() as file:
         history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     result = json.loads((folder / "result.json").read_text())
+    if "values" not in result:
+        raise ValueError(
+            f"The run {str(folder)!r} was made by an earlier version and lacks the numbers of single tasks. Remove it, "
+            "or give another --results."
+        )
     print(f"{name}: accuracy {result['mean']['accuracy']:.4f} +/- {result['confidence']['accuracy']:.4f}", flush=True)
     return Trained(result, history, " ".join(given if start is None else [*given, f"--initial_weights=runs/{start}"]))
 
@@ -57,7 +62,10 @@ def row(run: Trained) -> dict[str, Any]:
 
 def difference(run: Trained, reference: Trained) -> dict[str, float]:
     """Return the columns of a run's mean difference to another, task by task."""
-    own, other = (Evaluation(**{name: r.result[name] for name in Evaluation._fields}) for r in (run, reference))
+    own, other = (
+        Evaluation(**{name: r.result[name] for name in Evaluation._fields if name in r.result})
+        for r in (run, reference)
+    )
     found = own.minus(other)
     return {"difference": found.mean["accuracy"], "difference_confidence": found.confidence["accuracy"]}
 
