@@ -260,7 +260,8 @@ def test_a_finished_run_is_judged_and_exported_again_and_nothing_else(script, fi
     assert served["predict"](query_x=tf.ones([3, 1]))["predictions"].shape == (3, 1)
     about = json.loads((finished / "saved_model/assets.extra/model_card.json").read_text())["about"]
     result = json.loads((finished / "result.json").read_text())
-    assert about["unseen_tasks"] == {key: value for key, value in result.items() if key != "curve"}
+    assert about["unseen_tasks"] == {key: result[key] for key in ("mean", "confidence", "count", "skipped")}
+    assert len(result["values"]["loss"]) == result["count"] == 4
     assert about["settings"] == json.loads((finished / "config.json").read_text())
     command = about["command"].split()
     assert command[:2] == ["python", "train/train.py"] and {*TINY, "--steps=4"} <= set(command)

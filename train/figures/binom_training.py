@@ -29,10 +29,7 @@ SIZES = {
         "datasets": ["mini_imagenet"],
         "methods": {
             "1": [START, *METHODS],
-            "5": [
-                START, "FOMAML", "Reptile", "iMAML(1)", "TruncMAML(1)", "TruncMAML(2)", "BinomMAML(1)", "BinomMAML(2)",
-                "MAML",
-            ],
+            "5": [START, "FOMAML", "Reptile", "BinomMAML(2)", "MAML"],
         },
         "start": {"epochs": 5, "batch": 64, "rate": 2e-3, "filters": 32, "pool": True, "seed": 0},
         "flags": _FLAGS | {
