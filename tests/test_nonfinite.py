@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_metagrad as mg
+from tf_metagrad import _tree
 from tf_metagrad.estimators import (
     ESMAML,
     FOBMAML,
@@ -298,3 +299,15 @@ def test_an_estimator_that_cannot_run_later_is_found_before_the_first_step(float
 def test_another_answer_is_refused():
     with pytest.raises(ValueError, match='`on_nonfinite` must be "raise" or "skip". Received: \'ignore\''):
         mg.train(make(FOMAML()), stream({}), 1, on_nonfinite="ignore")
+
+
+@pytest.mark.parametrize("size, joined", [(2**14, True), (2**14 + 1, False)])
+def test_only_few_numbers_are_joined_to_be_checked(size, joined):
+    """A joined copy of a large net's weights, and a vector as long, are memory."""
+    parts = [tf.TensorSpec([size - 5]), tf.TensorSpec([5])]
+    check = tf.function(lambda *a: _tree.all_finite(a, joined=True)).get_concrete_function(*parts)
+    largest = max(t.shape.num_elements() or 0 for op in check.graph.get_operations() for t in op.outputs)
+    assert largest == (size if joined else size - 5)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        assert not check(tf.zeros([size - 5]), tf.constant([0, 0, bad, 0, 0]))
+    assert check(tf.fill([size - 5], 3e38), tf.zeros([5]))
