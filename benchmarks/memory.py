@@ -125,7 +125,7 @@ def compare_steps(names: list[str]) -> None:
         for estimator in _ESTIMATORS.value.split(";"):
             for steps in _STEPS.value:
                 found = measure(name, estimator, steps)
-                iterates = int(steps) * found.get("weights", 0.0)
+                iterates = int(steps) * found["weights"] if "weights" in found else None
                 show(name, estimator, steps, iterates, *(found.get(key) for key in ("tensors", "XLA", "resident")))
 
 

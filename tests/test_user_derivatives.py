@@ -1,6 +1,7 @@
 """Layers that differentiate, or vectorise, attention, batch normalisation and biases themselves lose no terms."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -77,8 +78,16 @@ def test_gradient_and_hvp_are_those_without_own_kernels(name, use):
             with _model.correct_second_derivatives(), scope():  # noqa: B023
                 return tf.reduce_sum(tf.sin(3 * use(function, *w))), 0
 
-        hvp = tf.function(lambda: forward_over_reverse(loss, weights, [0, 1, 2], vector)[:2], autograph=False)  # noqa: B023
-        results.append(hvp())
+        @functools.partial(tf.function, autograph=False)
+        def hvp(*w):
+            return forward_over_reverse(loss, w, [0, 1, 2], vector)[:2]  # noqa: B023
+
+        results.append(hvp(*weights))
+        if dtype == "float64":
+            step = 1e-5
+            ahead, behind = (hvp(*(w + s * v for w, v in zip(weights, vector, strict=True)))[0] for s in (step, -step))
+            for a, b, product in zip(ahead, behind, results[-1][1], strict=True):
+                np.testing.assert_allclose(product, (a - b) / (2 * step), atol=1e-6 * np.abs(product).max() + 1e-9)
     tolerance = {"float64": 1e-11, "float32": 2e-4}[dtype]
     for found, expected in zip(*(tf.nest.flatten(r) for r in results), strict=True):
         np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max() + 1e-12)

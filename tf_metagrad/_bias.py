@@ -13,14 +13,12 @@ from tensorflow.python.eager import record
 from tensorflow.python.ops import gen_nn_ops
 
 from tf_metagrad._second_order import substituted
-from tf_metagrad._user_derivatives import differentiates
 
 
 def _bias_add(original, value, bias, data_format=None, name=None):
     """`BiasAdd` with that gradient."""
     value, bias = tf.convert_to_tensor(value), tf.convert_to_tensor(bias)
-    known = data_format in (None, "NHWC") and (value.shape.rank or 0) >= 3 and value.shape[-1] is not None
-    if not known or differentiates():
+    if data_format not in (None, "NHWC") or (value.shape.rank or 0) < 3 or value.shape[-1] is None:
         return original(value, bias, data_format=data_format, name=name)
     with record.stop_recording():
         y = original(value, bias, name=name)

@@ -38,8 +38,13 @@ def batch_normalization_statistics(kind: str) -> Iterator[None]:
 @contextlib.contextmanager
 def fast_kernels() -> Iterator[None]:
     """Trace a model in this scope for TensorFlow's own kernels, one task at a time."""
-    own = fused_batch_normalization(), separate_bias_gradients(), fast_products(), fast_attention()
-    with user_derivatives(), own[0], own[1], own[2], own[3]:
+    with (
+        user_derivatives(),
+        fused_batch_normalization(),
+        separate_bias_gradients(),
+        fast_products(),
+        fast_attention(),
+    ):
         yield
 
 

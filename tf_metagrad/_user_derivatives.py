@@ -25,14 +25,14 @@ def differentiates() -> bool:
 
 def _moving(by: int):
     def call(original, *args, **kwargs):
-        _inside.depth = getattr(_inside, "depth", 0) + by
+        _inside.depth += by
         return original(*args, **kwargs)
 
     return call
 
 
 def _mapped(original, *args, **kwargs):
-    _inside.depth = getattr(_inside, "depth", 0) + 1
+    _inside.depth += 1
     try:
         return original(*args, **kwargs)
     finally:

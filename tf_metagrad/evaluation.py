@@ -66,7 +66,7 @@ class Evaluation(NamedTuple):
         return _summarize(found)
 
     def summary(self) -> dict[str, Any]:
-        """Return the fields without `values`, for JSON."""
+        """Return mean, confidence, count and skipped, without what belongs to single tasks."""
         return {name: self._asdict()[name] for name in ("mean", "confidence", "count", "skipped")}
 
     def __repr__(self) -> str:
