@@ -21,15 +21,15 @@ def attention(q, k, v):
     return ops.dot_product_attention(q, k, v)
 
 
-def batch_norm():
-    net = layers.BatchNormalization(dtype="float32")
+def batch_norm(dtype):
+    net = layers.BatchNormalization(dtype=dtype)
     net.build((None, 2, 2, 4))
     state = [tf.convert_to_tensor(v) for v in net.non_trainable_variables]
     return lambda x, scale, offset: net.stateless_call([scale, offset], state, x, training=True)[0]
 
 
-def convolution():
-    net = layers.Conv2D(4, 2, dtype="float64")
+def convolution(dtype):
+    net = layers.Conv2D(4, 2, dtype=dtype)
     net.build((None, 3, 3, 4))
     return lambda x, kernel, bias: net.stateless_call([kernel, bias], [], x)[0]
 
@@ -59,7 +59,7 @@ def mapped(function, q, k, v):
 
 
 CASES = {
-    "attention": (lambda: attention, [(2, 5, 2, 3)] * 3, "float64", (jacobian, jvp, force, mapped)),
+    "attention": (lambda dtype: attention, [(2, 5, 2, 3)] * 3, "float64", (jacobian, jvp, force, mapped)),
     "batch norm": (batch_norm, [(5, 2, 2, 4), (4,), (4,)], "float32", (jacobian, jvp, force)),
     "convolution": (convolution, [(2, 3, 3, 4), (2, 2, 4, 4), (4,)], "float64", (jacobian, jvp, force)),
 }
@@ -68,22 +68,22 @@ CASES = {
 @pytest.mark.parametrize("name, use", [(name, use) for name, case in CASES.items() for use in case[3]])
 def test_gradient_and_hvp_are_those_without_own_kernels(name, use):
     make, shapes, dtype, _ = CASES[name]
-    function = make()
-    weights = [tf.constant(RNG.normal(size=shape), dtype) for shape in shapes]
-    vector = [tf.constant(RNG.normal(size=shape), dtype) for shape in shapes]
+    numbers, moves = ([RNG.normal(size=shape) for shape in shapes] for _ in range(2))
     results = []
-    for scope in (_model.fast_kernels, contextlib.nullcontext):
+    for scope, kind in ((_model.fast_kernels, dtype), (contextlib.nullcontext, "float64")):
+        function = make(kind)
+        weights, vector = ([tf.constant(x, kind) for x in part] for part in (numbers, moves))
 
         def loss(w):
             with _model.correct_second_derivatives(), scope():  # noqa: B023
-                return tf.reduce_sum(tf.sin(3 * use(function, *w))), 0
+                return tf.reduce_sum(tf.sin(3 * use(function, *w))), 0  # noqa: B023
 
         @functools.partial(tf.function, autograph=False)
         def hvp(*w):
             return forward_over_reverse(loss, w, [0, 1, 2], vector)[:2]  # noqa: B023
 
         results.append(hvp(*weights))
-        if dtype == "float64":
+        if kind == "float64":
             step = 1e-5
             ahead, behind = (hvp(*(w + s * v for w, v in zip(weights, vector, strict=True)))[0] for s in (step, -step))
             for a, b, product in zip(ahead, behind, results[-1][1], strict=True):
