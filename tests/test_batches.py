@@ -219,6 +219,12 @@ X, Y = batch().support_x[0], batch().support_y[0]
         (lambda: make().predict_adapted(X, X), "`weights` must be the 4 arrays .* Received: ndarray"),
         (lambda: make().predict_adapted(net(2).get_weights(), X), r"\(5, 3\) for '.*/kernel'. Received: \(5, 2\)"),
         (lambda: make("sparse_categorical_crossentropi"), "Did you mean 'sparse_categorical_crossentropy'"),
+        (
+            lambda: make("sparse_categorical_crossentropy"),
+            r"takes probabilities.* last layer, 'head', .*SparseCategoricalCrossentropy\(from_logits=True\)",
+        ),
+        (lambda: make(keras.losses.BinaryCrossentropy()), "takes probabilities.*BinaryCrossentropy"),
+        (lambda: make(keras.losses.binary_focal_crossentropy), "takes probabilities.*BinaryFocalCrossentropy"),
         (lambda: make(3), "`loss` must be a loss of `keras.losses`, its name, or a function .* Received: 3"),
         (lambda: make().compile("adamm"), "`optimizer` must be an .* Received: 'adamm'. Did you mean 'adam'"),
         (

@@ -443,7 +443,7 @@ def test_bad_data_ends_in_a_sentence_and_leaves_no_folder(script, tmp_path, monk
 def test_more_ways_than_classes(script, tmp_path, monkeypatch):
     monkeypatch.setitem(script.tasks.TASKS, "mnist1d", script.tasks.TaskKind(*arrays(lambda task: task)))
     sentence = script.call("--ways=3", "--shots=2", "--queries=2", f"--output={tmp_path / 'out'}")
-    assert sentence.startswith("train.py: ways is 3 and y holds 2 classes") and list(tmp_path.iterdir()) == []
+    assert sentence.startswith("train.py: ways is 3 and there are 2 classes") and list(tmp_path.iterdir()) == []
 
 
 def test_what_loading_prints_is_held_back_unless_it_fails(script, capfd):

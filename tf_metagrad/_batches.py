@@ -41,7 +41,8 @@ class TaskReader:
         ways: number of classes where targets are class labels `[examples]`; None for other targets.
 
     Raises:
-        ValueError: the model has several outputs, and a loss of Keras takes one.
+        ValueError: the model has several outputs, and a loss of Keras takes one; or the loss takes probabilities, and
+            the model makes logits.
     """
 
     def __init__(self, model: keras.Model, loss: Any, ways: int | None):
@@ -57,6 +58,7 @@ class TaskReader:
                 f"A loss of `keras.losses` needs a model with one output. Received: {model.name!r}, which has "
                 f"{len(model.outputs)}. Give a function of your own, loss(y_true, y_pred), that takes them all."
             )
+        self._check_scores(loss)
 
     def batch(self, task: Any) -> Task:
         """Return a batch of tasks as tensors; raise `ValueError` where it is not fit to learn from."""
@@ -102,6 +104,20 @@ class TaskReader:
                     f"{variable.path!r}. Received: {tuple(value.shape)}."
                 )
         return weights
+
+    def _check_scores(self, loss: Any) -> None:
+        """Raise where Keras would clip logits as if they were probabilities, and leave the loss without a gradient."""
+        config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {"from_logits": False}
+        if "Crossentropy" not in self.keras_loss or config.get("from_logits", True):
+            return
+        for output in tf.nest.flatten(getattr(self.model, "outputs", None) or []):
+            layer = output._keras_history.operation
+            if getattr(layer, "activation", None) is keras.activations.linear:
+                raise ValueError(
+                    f"`loss` takes probabilities, and the model's last layer, {layer.name!r}, has no activation, so "
+                    f"that it makes logits. Received: {self.keras_loss} with from_logits=False. Use keras.losses."
+                    f'{self.keras_loss}(from_logits=True), or give the layer activation="softmax" or "sigmoid".'
+                )
 
     # Parts -------------------------------------------------------------------------------------------------------
 

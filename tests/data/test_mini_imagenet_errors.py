@@ -16,12 +16,14 @@ pytestmark = pytest.mark.usefixtures("prepared")  # which also loads what Tensor
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="lacks train.csv, val.csv, test.csv, images/ or images.zip") as error:
+    with pytest.raises(
+        FileNotFoundError, match="does not exist, and lacks train.csv, val.csv, test.csv, images/ or images.zip"
+    ) as error:
         mini_imagenet(data_dir=tmp_path)
     assert str(tmp_path / "downloads" / "manual" / "mini_imagenet") in str(error.value)
     assert "image-net.org" in str(error.value) and "filename,label" in str(error.value)
     files.write_tables(tmp_path)
-    with pytest.raises(FileNotFoundError, match="lacks images/ or images.zip, expected the whole set"):
+    with pytest.raises(FileNotFoundError, match="of mini-ImageNet lacks images/ or images.zip, expected the whole set"):
         mini_imagenet(data_dir=tmp_path, manual_dir=tmp_path)
     files.write_images(tmp_path)
     (tmp_path / "val.csv").unlink()
@@ -43,7 +45,7 @@ def test_errors(prepared, tmp_path, monkeypatch):
         mini_imagenet(shots=0)
     with pytest.raises(ValueError, match=r"class 'n00' has 4 examples, .* = 5: lower"):
         mini_imagenet(data_dir=prepared, **{**SMALL, "queries": 4})
-    with pytest.raises(ValueError, match="ways is 5 and y holds 3 classes"):
+    with pytest.raises(ValueError, match="ways is 5 and there are 3 classes"):
         mini_imagenet(data_dir=prepared, **{**SMALL, "ways": 5})
     files.write_caches(tmp_path)
     with pytest.raises(ValueError, match="was prepared from other files than those in .*: delete the former"):

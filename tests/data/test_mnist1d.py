@@ -80,7 +80,7 @@ def test_generation_leaves_global_random_state_alone():
 def test_errors(monkeypatch):
     with pytest.raises(ValueError, match="split is 'validation', expected one of 'train', 'test'"):
         mnist1d("validation")
-    with pytest.raises(ValueError, match="ways is 11 and y holds 10 classes"):
+    with pytest.raises(ValueError, match="ways is 11 and there are 10 classes"):
         mnist1d(ways=11)
     with pytest.raises(ValueError, match="shots is 0"):
         mnist1d(shots=0)

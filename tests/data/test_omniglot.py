@@ -139,7 +139,7 @@ def test_errors(squares, tmp_path, monkeypatch):
         omniglot("valid")
     with pytest.raises(ValueError, match="meta_batch is 0"):
         omniglot(meta_batch=0)
-    with pytest.raises(ValueError, match="ways is 101 and y holds 100 classes"):
+    with pytest.raises(ValueError, match="ways is 101 and there are 100 classes"):
         omniglot("validation", ways=101, queries=1, rotations=False, data_dir=squares)
     with pytest.raises(ValueError, match=r"class \d+ has 2 examples, expected at least shots \+ queries = 16"):
         omniglot(data_dir=squares)

@@ -103,13 +103,15 @@ def test_files_where_users_put_them(tiered, tmp_path, where):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="lacks train_images_png.pkl, train_labels.pkl, val_") as error:
+    with pytest.raises(
+        FileNotFoundError, match="does not exist, and lacks train_images_png.pkl, train_labels.pkl, val_"
+    ) as error:
         tiered_imagenet(data_dir=tmp_path)
     assert str(tmp_path / "downloads" / "manual" / "tiered_imagenet") in str(error.value)
     assert "github.com/renmengye/few-shot-ssl-public" in str(error.value)
     files.write(tmp_path)
     (tmp_path / "val_labels.pkl").unlink()
-    with pytest.raises(FileNotFoundError, match="lacks val_labels.pkl, expected the whole set"):
+    with pytest.raises(FileNotFoundError, match="of tiered-ImageNet lacks val_labels.pkl, expected the whole set"):
         tiered_imagenet(data_dir=tmp_path, manual_dir=tmp_path)
     assert not (tmp_path / "tiered_imagenet").exists()
 

@@ -100,9 +100,10 @@ def _converted(name: str, convert: Callable, value: Any) -> Any:
 
 def _check_arrays(x: tf.Tensor, y: np.ndarray) -> None:
     if y.ndim != 1 or y.dtype.kind not in "iu":
+        number = "np.unique(y, return_inverse=True)[1]" if y.ndim == 1 else "for one-hot rows, y.argmax(-1)"
         raise ValueError(
             f"y has dtype {y.dtype} and shape {y.shape}, expected one integer per example: "
-            "pass class numbers (for one-hot rows, y.argmax(-1))."
+            f"pass class numbers ({number})."
         )
     if x.shape.rank == 0 or x.shape[0] != len(y):
         raise ValueError(

@@ -217,8 +217,8 @@ def _group_by_class(
     classes, counts = np.unique(y, return_counts=True)
     if ways > len(classes):
         raise ValueError(
-            f"ways is {ways} and y holds {len(classes)} classes, expected ways between 2 and the number of classes: "
-            "lower ways or add classes."
+            f"ways is {ways} and there are {len(classes)} classes to draw from, expected ways between 2 and the number "
+            "of classes: lower ways or add classes."
         )
     if counts.min() < per_class:
         small = np.argmin(counts)

@@ -43,8 +43,9 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     found = {path.name for path in tables + caches}
     missing = [name for name in (CACHES if caches and not tables else TABLES) if name not in found]
     missing += [] if images or (caches and not tables) else ["images/ or images.zip"]
+    lacks = "lacks" if folder.is_dir() else "does not exist, and lacks"
     raise FileNotFoundError(
-        f"The manual folder {str(folder)!r} of mini-ImageNet lacks {', '.join(missing)}, expected the whole set. "
+        f"The manual folder {str(folder)!r} of mini-ImageNet {lacks} {', '.join(missing)}, expected the whole set. "
         f"{INSTRUCTIONS}; or pass another manual_dir."
     )
 

@@ -48,7 +48,7 @@ def find(name: str, title: str, data_dir: str | os.PathLike | None, download: bo
         raise FileNotFoundError(
             f"{title} is not in {builder.data_path}, expected it as TensorFlow Datasets prepares it: "
             f"run `tfds build {name} --data_dir={builder.data_path.parents[len(name.split('/'))]}`, "
-            "pass another data_dir, or pass download=True."
+            "pass another data_dir, or pass download=True (--download of the scripts)."
         )
     return os.fspath(builder.data_path)
 

@@ -33,9 +33,10 @@ def find_files(folder: pathlib.Path) -> list[pathlib.Path]:
     folder = inner[0] if inner else folder
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
+        lacks = "lacks" if folder.is_dir() else "does not exist, and lacks"
         raise FileNotFoundError(
-            f"The manual folder {str(folder)!r} of tiered-ImageNet lacks {', '.join(missing)}, expected the whole set. "
-            f"{INSTRUCTIONS}; or pass another manual_dir."
+            f"The manual folder {str(folder)!r} of tiered-ImageNet {lacks} {', '.join(missing)}, expected the whole "
+            f"set. {INSTRUCTIONS}; or pass another manual_dir."
         )
     return [folder / name for name in FILES]
 
