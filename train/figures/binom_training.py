@@ -41,7 +41,7 @@ SIZES = {
                 "methods": {"1": [START, "FOMAML", "TruncMAML(2)", "BinomMAML(2)", "MAML"]},
                 "start": None,
                 "flags": _FLAGS | {
-                    "steps": 5000, "queries": 5, "pool": False, "meta_learning_rate": 1e-3, "epoch_steps": 250,
+                    "steps": 4000, "queries": 5, "pool": False, "meta_learning_rate": 1e-3, "epoch_steps": 250,
                     "validation_tasks": 100,
                 },
             },
