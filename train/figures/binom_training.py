@@ -2,10 +2,9 @@
 
 All methods see the same tasks in the same order, from the same initial weights, and are judged on the same 600 unseen
 tasks, so that each is compared with MAML task by task. iMAML needs a proximal inner problem; the others adapt by plain
-gradient descent, as in the paper. A row of its own says what the first weights reach as they are. At small size there
-are two parts: all methods for a few iterations from a classifier of the training classes, see `figures.classifier`; and
-some of them for long, with strided convolutions, from random weights. tiered-ImageNet runs by the same code where its
-files are there: `--size=paper` includes it.
+gradient descent, as in the paper. At small size the first weights are not random but those of a classifier of the
+training classes, see `figures.classifier`, and a row of its own says what they reach as they are.
+tiered-ImageNet runs by the same code where its files are there: `--size=paper` includes it.
 """
 
 from typing import Any
@@ -25,39 +24,24 @@ METHODS = {
 }  # fmt: skip
 _SIZE = {"seed": 0, "evaluation_tasks": 600, "proximal_weight": 0.5}
 _FLAGS = {"meta_batch": 4, "inner_steps": 5, "inner_learning_rate": 0.01}
-# A part: its methods by shots, the classifier that they begin from or None for random weights, flags of train.py.
 SIZES = {
     "small": _SIZE | {
         "datasets": ["mini_imagenet"],
-        "parts": {
-            "from a classifier": {
-                "methods": {"1": [START, *METHODS], "5": [START, *METHODS]},
-                "start": {"epochs": 5, "batch": 64, "rate": 2e-3, "filters": 32, "pool": True, "seed": 0},
-                "flags": _FLAGS | {
-                    "steps": 50, "queries": 5, "meta_learning_rate": 3e-4, "epoch_steps": 10, "validation_tasks": 20,
-                },
-            },
-            "from random weights": {
-                "methods": {"1": [START, "FOMAML", "TruncMAML(2)", "BinomMAML(2)", "MAML"]},
-                "start": None,
-                "flags": _FLAGS | {
-                    "steps": 4000, "queries": 5, "pool": False, "meta_learning_rate": 1e-3, "epoch_steps": 250,
-                    "validation_tasks": 100,
-                },
-            },
+        "methods": {
+            "1": [START, *METHODS],
+            "5": [START, "FOMAML", "Reptile", "TruncMAML(2)", "BinomMAML(2)", "MAML"],
+        },
+        "start": {"epochs": 5, "batch": 64, "rate": 2e-3, "filters": 32, "pool": True, "seed": 0},
+        "flags": _FLAGS | {
+            "steps": 50, "queries": 5, "meta_learning_rate": 3e-4, "epoch_steps": 10, "validation_tasks": 20,
         },
     },
     "paper": _SIZE | {
         "datasets": ["mini_imagenet", "tiered_imagenet"],
-        "parts": {
-            "from random weights": {
-                "methods": {"1": list(METHODS), "5": list(METHODS)},
-                "start": None,
-                "flags": _FLAGS | {
-                    "steps": 20_000, "queries": 15, "meta_learning_rate": 1e-3, "cosine_decay": False,
-                    "epoch_steps": 500, "validation_tasks": 200,
-                },
-            },
+        "methods": {"1": list(METHODS), "5": list(METHODS)}, "start": None,
+        "flags": _FLAGS | {
+            "steps": 20_000, "queries": 15, "meta_learning_rate": 1e-3, "cosine_decay": False, "epoch_steps": 500,
+            "validation_tasks": 200,
         },
     },
 }  # fmt: skip
@@ -82,36 +66,29 @@ def measure(settings: dict[str, Any], place: Place) -> list[dict[str, Any]]:
     """Return the test accuracy of each run, and its learning curve."""
     rows = []
     for dataset in settings["datasets"]:
-        for name, part in settings["parts"].items():
-            about = {"dataset": dataset, "part": name}
-            start = f"{dataset}-start" if part["start"] else None
-            if start:
-                own = classifier.start(start, part["start"], place)
-                rows += [about | {"method": "start"} | entry for entry in own]
-            for shots, methods in part["methods"].items():
-                runs = {method: _run(method, int(shots), part, about, start, settings, place) for method in methods}
-                for method, run in runs.items():
-                    rows += entries(about | {"shots": int(shots), "method": method}, run, runs["MAML"], part["flags"])
+        common = {"task": dataset, "seed": settings["seed"], "evaluation_tasks": settings["evaluation_tasks"]}
+        start = f"{dataset}-start" if settings["start"] else None
+        if start:
+            about = {"dataset": dataset, "method": "start"}
+            rows += [about | entry for entry in classifier.start(start, settings["start"], place)]
+        for shots, methods in settings["methods"].items():
+            runs = {}
+            for method in methods:
+                flags = common | settings["flags"] | {"shots": int(shots), "estimator": METHODS.get(method, "FOMAML")}
+                if method == START:
+                    flags |= {"steps": 1, "meta_learning_rate": 0}
+                if method.startswith("iMAML"):
+                    flags |= {"inner": "proximal", "proximal_weight": settings["proximal_weight"]}
+                runs[method] = trained(f"{dataset}-{shots}-{method}".replace(" ", ""), flags, place, start)
+            for method, run in runs.items():
+                about = {"dataset": dataset, "shots": int(shots), "method": method}
+                rows += entries(about, run, runs["MAML"], settings)
     return rows
 
 
-def _run(
-    method: str, shots: int, part: dict[str, Any], about: dict[str, Any], start: str | None,
-    settings: dict[str, Any], place: Place,
-) -> Trained:  # fmt: skip
-    common = {"task": about["dataset"], "seed": settings["seed"], "evaluation_tasks": settings["evaluation_tasks"]}
-    flags = common | part["flags"] | {"shots": shots, "estimator": METHODS.get(method, "FOMAML")}
-    if method == START:
-        flags |= {"steps": 1, "meta_learning_rate": 0}
-    if method.startswith("iMAML"):
-        flags |= {"inner": "proximal", "proximal_weight": settings["proximal_weight"]}
-    name = f"{about['dataset']}-{shots}-{method}-{about['part']}"
-    return trained(name.replace(" ", ""), flags, place, start)
-
-
-def entries(about: dict[str, Any], run: Trained, maml: Trained, flags: dict[str, Any]) -> list[dict[str, Any]]:
+def entries(about: dict[str, Any], run: Trained, maml: Trained, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a run: its epochs, then its result and the difference to MAML's."""
-    size = flags["epoch_steps"]
+    size = settings["flags"]["epoch_steps"]
     columns = {"train_accuracy": "accuracy", "train_loss": "loss", "validation_accuracy": "val_accuracy"}
     curve = [
         about | {"iteration": (int(epoch["epoch"]) + 1) * size} | {new: epoch[old] for new, old in columns.items()}
@@ -121,15 +98,16 @@ def entries(about: dict[str, Any], run: Trained, maml: Trained, flags: dict[str,
 
 
 def draw(rows: list[dict[str, Any]], settings: dict[str, Any], figure: Any) -> None:
-    """Draw above the table of each data set, number of shots and part, with the paper's numbers; below, figure 5."""
+    """Draw above the table for each data set and number of shots, with the paper's numbers; below, figure 5."""
     panels: dict[str, list] = {}
-    paper = {}
     for entry in rows:
         if entry["method"] != "start":
-            title = f"{entry['dataset']}, {entry['shots']}-shot\n{entry['part']}"
-            panels.setdefault(title, []).append(entry)
-            if entry["dataset"] == "mini_imagenet" and entry["method"] in _PAPER:
-                paper[title, entry["method"]] = _PAPER[entry["method"]][0 if entry["shots"] == 1 else 1]
+            panels.setdefault(f"{entry['dataset']}, {entry['shots']}-shot", []).append(entry)
+    paper = {
+        (f"mini_imagenet, {shots}-shot", method): values[i]
+        for method, values in _PAPER.items()
+        for i, shots in enumerate((1, 5))
+    }
     above, below = figure.subfigures(2, 1, height_ratios=(3, 2))
     bars(above, {title: [r for r in own if "accuracy" in r] for title, own in panels.items()}, paper)
     axes = below.subplots(1, 2 * len(panels), squeeze=False)[0]
@@ -139,6 +117,5 @@ def draw(rows: list[dict[str, Any]], settings: dict[str, Any], figure: Any) -> N
                 points = [(r["iteration"], r[key]) for r in own if r["method"] == method and key in r]
                 if points:
                     axis.plot(*zip(*points, strict=True), **style, label=method)
-            axis.set(xlabel="iteration", ylabel=key.replace("_", " "))
-            axis.set_title(title, fontsize="small")
-    axes[0].legend(fontsize="x-small")
+            axis.set(title=title, xlabel="iteration", ylabel=key.replace("_", " "))
+    axes[-1].legend(fontsize="x-small")
