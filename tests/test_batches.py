@@ -257,3 +257,16 @@ def test_methods_for_single_examples_point_to_those_for_tasks(call, pointer, tmp
     with pytest.raises(NotImplementedError, match=pointer) as error:
         call(make())
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_frozen_after_the_learner_was_made_is_refused():
+    model = net()
+    learner = make(model=model, adapt="head")
+    before = learner.adapt(X, Y)
+    model.get_layer("body").trainable = False
+    for use in (lambda: learner.adapt(X, Y), lambda: learner.meta_gradient(batch())):
+        with pytest.raises(ValueError, match="frozen, thawed or changed since. Make a new mg.MetaLearner"):
+            use()
+    model.get_layer("body").trainable = True
+    for value, old in zip(learner.adapt(X, Y), before, strict=True):
+        np.testing.assert_array_equal(value, old)

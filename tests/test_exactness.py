@@ -283,3 +283,18 @@ def test_reptile_gives_shared_weights_the_query_gradient(float64):
     moved = [np.mean([w - learner.adapt(x, y)[i] for x, y in zip(*tasks[:2], strict=True)], axis=0)
              for i, w in list(enumerate(learner.model.trainable_variables))[2:]]  # fmt: skip
     assert relative_error(reptile[2:], [m / (3 * 0.3) for m in moved]) < 1e-10
+
+
+def standardized(y, predictions):
+    """A loss through `tf.nn.moments`, whose own second derivative is wrong."""
+    mean, variance = tf.nn.moments(predictions, [0], keepdims=True)
+    return tf.reduce_mean(((predictions - mean) / tf.sqrt(variance + 0.1) - tf.one_hot(y, 3, dtype=mean.dtype)) ** 2)
+
+
+@pytest.mark.parametrize("execution, jit", [("loop", False), ("vectorize", True)])
+def test_second_derivatives_through_the_loss(execution, jit, float64):
+    model, shape = net("tanh")
+    learner = mg.MetaLearner(
+        model, standardized, mg.inner.GradientDescent(3, 0.3), execution=execution, jit_compile=jit
+    )
+    check_against_differences(learner, tasks_for(shape))

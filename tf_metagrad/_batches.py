@@ -47,7 +47,7 @@ class TaskReader:
 
     def __init__(self, model: keras.Model, loss: Any, ways: int | None):
         """Store the parts; see the class."""
-        self.model, self.ways = model, ways
+        self.model, self.ways, self.variables = model, ways, model.trainable_variables
         self.inputs = getattr(model, "inputs", None) or []  # a subclassed model declares none
         self.output = getattr(model, "output_shape", None)
         self.keras_loss = _keras_name(loss)
@@ -62,6 +62,7 @@ class TaskReader:
 
     def batch(self, task: Any) -> Task:
         """Return a batch of tasks as tensors; raise `ValueError` where it is not fit to learn from."""
+        self._check_model()
         if not isinstance(task, tuple) or len(task) != len(Task._fields):
             raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
         task = Task(*(self._arrays(name, part) for name, part in zip(Task._fields, task, strict=True)))
@@ -74,6 +75,7 @@ class TaskReader:
 
     def support(self, x: Any, y: Any) -> Task:
         """Return the support set of one task, which is the query set too, as a batch of one task."""
+        self._check_model()
         parts = {name: self._arrays(name, part) for name, part in (("support_x", x), ("support_y", y))}
         check_shapes(parts, ("examples",))
         parts = self._read(parts, ("examples",))
@@ -84,6 +86,7 @@ class TaskReader:
 
     def query(self, x: Any) -> Any:
         """Return inputs `[examples, ...]` as tensors of the model's types."""
+        self._check_model()
         x = self._arrays("query_x", x)
         self._check_inputs("query_x", x, ("examples",))
         return tf.nest.map_structure(tf.cast, x, self._input_types(x))
@@ -104,6 +107,13 @@ class TaskReader:
                     f"{variable.path!r}. Received: {tuple(value.shape)}."
                 )
         return weights
+
+    def _check_model(self) -> None:
+        if [id(v) for v in self.model.trainable_variables] != [id(v) for v in self.variables]:
+            raise ValueError(
+                "The model must have the trainable weights that it had when the learner was made. Received: others, as "
+                "layers were frozen, thawed or changed since. Make a new mg.MetaLearner after that."
+            )
 
     def _check_scores(self, loss: Any) -> None:
         """Raise where Keras would clip logits as if they were probabilities, and leave the loss without a gradient."""

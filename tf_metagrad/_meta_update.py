@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_metagrad import _diagnostics, _execution, _tree
 from tf_metagrad._distribution import Replicas
+from tf_metagrad._masks import attached
 from tf_metagrad._shared_update import Attempt, SharedUpdate, judged
 from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
@@ -192,8 +193,8 @@ class MetaUpdate:
     def count_metrics(self, y_true: Any, y_pred: Any) -> None:
         """Take targets and predictions `[tasks, query, ...]` into the compiled metrics, all tasks together."""
         if self.has_metrics:
-            flat = [tf.nest.map_structure(_joined, v) for v in (y_true, y_pred)]
-            self.learner.compute_metrics(None, *flat)
+            y_true, y_pred = (tf.nest.map_structure(_joined, v) for v in (y_true, y_pred))
+            self.learner.compute_metrics(None, y_true, attached(y_pred))
 
     def metrics(self) -> dict[str, tf.Tensor]:
         """Return the running values of the compiled metrics."""

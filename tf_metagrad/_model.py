@@ -7,10 +7,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_metagrad import _masks
 from tf_metagrad._attention import fast_attention
 from tf_metagrad._batch_norm import fused_batch_normalization
 from tf_metagrad._bias import separate_bias_gradients
 from tf_metagrad._max_pool import plain_max_pooling
+from tf_metagrad._pfor import correct_vectorization
 from tf_metagrad._products import fast_products
 from tf_metagrad._second_order import correct_second_derivatives, substituted
 from tf_metagrad._types import Params
@@ -81,13 +83,19 @@ class FunctionalModel:
     def predict(self, weights: Params, state: Params, x: Any, training: bool):
         """Return `(predictions, new_state, penalty)`; the penalty sums the model's own losses (regularisers)."""
         state, write = self._rows(state)
-        convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
-        kernels = fast_kernels() if self.fused else plain_max_pooling()
-        with correct_second_derivatives(), kernels, batch_normalization_statistics(self.normalization), convolutions:
+        with self._operations(), batch_normalization_statistics(self.normalization):
             mode = {"training": training} if self.model._call_has_training_arg else {}  # a user's call may lack it
             y_pred, state, losses = self.model.stateless_call(list(weights), list(state), x, return_losses=True, **mode)
         penalty = tf.add_n([tf.convert_to_tensor(p) for p in losses]) if losses else None
         return y_pred, write([tf.convert_to_tensor(s) for s in state]), penalty
+
+    @contextlib.contextmanager
+    def _operations(self) -> Iterator[None]:
+        """The model and the loss are traced in this scope."""
+        kernels = fast_kernels() if self.fused else plain_max_pooling()
+        convolutions = vectorizable_convolutions() if self.vectorized else contextlib.nullcontext()
+        with correct_second_derivatives(), correct_vectorization(), kernels, convolutions:
+            yield
 
     def _rows(self, state: Params) -> tuple[list[tf.Tensor], Callable[[Params], list[tf.Tensor]]]:
         """Return the state of one call of the model, and a function that writes the new state back.
@@ -113,12 +121,15 @@ class FunctionalModel:
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
         """Return `(loss, (new_state, predictions))`; the loss is a scalar, computed in float32 or finer."""
         y_pred, state, penalty = self.predict(weights, state, x, training)
-        loss = tf.reduce_mean(self.loss_fn(y, tf.nest.map_structure(_at_least_float32, y_pred)))
+        with self._operations():
+            wide = tf.nest.map_structure(_at_least_float32, y_pred)
+            loss = _masks.mean(self.loss_fn(y, wide), wide)
         if penalty is not None:
             loss += tf.cast(penalty, loss.dtype)
-        return loss, (state, y_pred)
+        return loss, (state, _masks.with_masks(y_pred))
 
 
 def _at_least_float32(t: tf.Tensor) -> tf.Tensor:
     """Return predictions of 16 bits as float32: losses that Keras finds by a name would round their targets, too."""
-    return tf.cast(t, tf.float32) if t.dtype in (tf.float16, tf.bfloat16) else t
+    narrow = t.dtype in (tf.float16, tf.bfloat16)
+    return _masks.copied(tf.cast(t, tf.float32), _masks.mask_of(t)) if narrow else t

@@ -1,0 +1,87 @@
+"""Operations that TensorFlow vectorises wrongly: as they are task by task, with their derivatives and in a learner."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from references import relative_error
+
+import tf_metagrad as mg
+from tf_metagrad._pfor import correct_vectorization
+
+OPERATIONS = {
+    "pad": lambda t: tf.pad(t, [[1, 0], [0, 2]], constant_values=-9.0),
+    "keras pad": lambda t: keras.ops.pad(t, [[1, 0], [2, 1]], constant_values=2.0),
+    "pad with an input": lambda t: tf.pad(t, [[1, 0], [0, 2]], constant_values=t[0, 0]),
+    "pad whole numbers": lambda t: tf.cast(tf.pad(tf.cast(9 * t, tf.int32), [[1, 0], [0, 2]], "CONSTANT", 3), t.dtype),
+    "roll": lambda t: tf.roll(t, 1, axis=-1),
+    "roll two axes": lambda t: tf.roll(t, [1, 2], axis=[-1, 0]),
+    "roll by an axis that is computed": lambda t: tf.roll(t, 1, axis=-tf.size(tf.where(tf.range(3) > 1))),
+    "keras roll": lambda t: keras.ops.roll(t, 2, axis=-2),
+}  # fmt: skip
+
+
+def tangent(operation):
+    """Return what computes the HVP of a sum of sines of the operation's outputs."""
+
+    def product(t):
+        v = tf.reshape(tf.cos(tf.range(20, dtype=t.dtype)), [4, 5])
+        with tf.autodiff.ForwardAccumulator(t, v) as accumulator:
+            with tf.GradientTape() as tape:
+                tape.watch(t)
+                y = operation(t)
+                loss = tf.reduce_sum(
+                    tf.sin(y) * tf.reshape(tf.cos(tf.range(y.shape.num_elements(), dtype=y.dtype)), y.shape)
+                )
+            gradient = tape.gradient(loss, t, unconnected_gradients="zero")
+        return gradient, accumulator.jvp(gradient, unconnected_gradients="zero")
+
+    return product
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_those_of_each_task(name):
+    x = tf.constant(np.random.default_rng(0).normal(size=(3, 4, 5)))
+
+    def scoped(function):
+        with correct_vectorization():
+            return tf.vectorized_map(function, x)
+
+    def both(function):
+        """Return what is vectorised in the scope and what is computed task by task in it."""
+        with correct_vectorization():
+            plain = [function(t) for t in x]
+        return tf.function(scoped)(function), tf.nest.map_structure(lambda *parts: tf.stack(parts), *plain)
+
+    np.testing.assert_array_equal(*both(OPERATIONS[name]))
+    for ours, plain in zip(*both(tangent(OPERATIONS[name])), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-14)
+    assert "int32" in name or not np.allclose(tf.vectorized_map(OPERATIONS[name], x), scoped(OPERATIONS[name]))
+
+
+NETS = {
+    "roll": [layers.Dense(6, "tanh"), layers.Lambda(lambda t: tf.roll(t, 1, axis=-1) * t)],
+    "pad": [layers.Dense(6, "tanh"), layers.Lambda(lambda t: tf.pad(t, [[0, 0], [1, 0], [0, 1]], "CONSTANT", 2) ** 2)],
+    "max-pooling": [layers.Dense(6, "tanh"), layers.Lambda(lambda t: t - 4), layers.MaxPooling1D(3, 2, padding="same")],
+}  # fmt: skip
+
+
+def rolled_loss(y, predictions):
+    return tf.reduce_mean((predictions - y) ** 2 * (2 + tf.roll(predictions, 1, axis=-1)), axis=-1)
+
+
+@pytest.mark.parametrize("loss", ["mse", rolled_loss])
+@pytest.mark.parametrize("kind", NETS)
+def test_vectorised_tasks_are_as_looped_ones(kind, loss):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((5, 3)), *NETS[kind], layers.Flatten(), layers.Dense(2)])
+    rng, tasks = np.random.default_rng(1), 2
+    task = mg.Task(*(rng.normal(size=(tasks, 4, *shape)).astype("float32") for shape in ((5, 3), (2,)) * 2))
+    results = {}
+    for way, jit in (("loop", False), ("vectorize", False), ("vectorize", True), ("map", True)):
+        learner = mg.MetaLearner(model, loss, mg.inner.GradientDescent(2, 0.05), execution=way, jit_compile=jit)
+        found = learner.meta_gradient(task)
+        results[way, jit] = tf.concat([[found.loss], *(tf.reshape(g, [-1]) for g in found.gradients)], axis=0)
+    truth = results["loop", False]
+    assert {key: relative_error(value, truth) < 1e-5 for key, value in results.items()} == dict.fromkeys(results, True)
