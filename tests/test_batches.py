@@ -219,6 +219,11 @@ X, Y = batch().support_x[0], batch().support_y[0]
         (lambda: make().predict_adapted(X, X), "`weights` must be the 4 arrays .* Received: ndarray"),
         (lambda: make().predict_adapted(net(2).get_weights(), X), r"\(5, 3\) for '.*/kernel'. Received: \(5, 2\)"),
         (lambda: make("sparse_categorical_crossentropi"), "Did you mean 'sparse_categorical_crossentropy'"),
+        (lambda: make().meta_gradient(batch()._replace(query_x=None)), "`query_x` must hold numbers. Received: None"),
+        (
+            lambda: make("mse", net(4)).meta_gradient(mg.Task(X, X, X, X)),
+            r"`support_x` .* looks like one task; .* such as support_x\[None\]",
+        ),
         (
             lambda: make("sparse_categorical_crossentropy"),
             r"takes probabilities.* last layer, 'head', .*SparseCategoricalCrossentropy\(from_logits=True\)",

@@ -118,6 +118,9 @@ def test_evaluations_of_other_tasks_are_not_paired(float64):
     first, second = (learner.evaluate_tasks(going_on, count=2) for _ in range(2))
     with pytest.raises(ValueError, match="the same tasks.*a new stream each"):
         first.minus(second)
+    with pytest.raises(ValueError, match="of 3 tasks and .*of 2"):
+        a.minus(learner.evaluate_tasks(make_tasks(), count=2))
+    assert np.isnan(learner.evaluate_tasks(make_tasks(), count=1).confidence["loss"])  # one task says nothing of it
     with pytest.raises(ValueError, match="must be an Evaluation.*3.0"):
         a.minus(3.0)
 

@@ -187,8 +187,11 @@ def test_a_failure_leaves_the_old_model_and_no_scratch(served, tmp_path, monkeyp
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ([keras.Input((3,)), keras.Input((3,))], "one input tensor .* Received: input shape"),
-        ([keras.Input((None, 3))], r"axes after the first are fixed. Received: input shape \(None, None, 3\)"),
+        (
+            [keras.Input((3,)), keras.Input((3,))],
+            r"one tensor of inputs .* Received: shapes \[\(None, 3\), \(None, 3\)\]",
+        ),
+        ([keras.Input((None, 3))], r"axes after the first are fixed. Received: shapes \[\(None, None, 3\)\]"),
     ],
 )
 def test_models_without_one_fixed_input_are_refused(inputs, message, tmp_path):
@@ -196,4 +199,38 @@ def test_models_without_one_fixed_input_are_refused(inputs, message, tmp_path):
     learner = mg.MetaLearner(keras.Model(inputs, keras.layers.Dense(1)(x)), "mse", mg.inner.GradientDescent(1))
     with pytest.raises(ValueError, match=message):
         mg.export(learner, tmp_path / "deep" / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Subclassed(keras.Model):
+    """A model that declares no inputs; it has the shape that it is first called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = keras.layers.Dense(4, "tanh"), keras.layers.Dense(3)
+
+    def call(self, x):
+        return self.head(self.body(x))
+
+
+def test_a_subclassed_model_is_served_as_it_adapts(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = Subclassed()
+    model(np.zeros((2, 5), "float32"))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner = mg.MetaLearner(model, loss, mg.inner.GradientDescent(2, 0.1))
+    signatures = tf.saved_model.load(mg.export(learner, tmp_path / "served")).signatures
+    x, y = np.random.default_rng(0).normal(size=(6, 5)).astype("float32"), np.array([0, 1, 2] * 2, "int32")
+    served = signatures["adapt_and_predict"](support_x=tf.constant(x), support_y=tf.constant(y), query_x=tf.constant(x))
+    expected = learner.predict_adapted(learner.adapt(x, y), x)
+    np.testing.assert_allclose(served["predictions"], expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"must be in 0 .. 2, the model's 3 outputs. Received: 7"):
+        learner.adapt(x, [0, 1, 7, 0, 1, 2])
+
+
+@pytest.mark.parametrize("about", [{"b": object()}, ["data"], {"b": {1, 2}}])
+def test_what_a_card_cannot_hold_is_refused(about, tmp_path):
+    learner = mg.MetaLearner(mg.models.mlp(hidden=(2,)), "mse", mg.inner.GradientDescent(1))
+    with pytest.raises(ValueError, match="`about` must be a dict of what JSON can hold"):
+        mg.export(learner, tmp_path / "model", about=about)
     assert list(tmp_path.iterdir()) == []

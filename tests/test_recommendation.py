@@ -101,6 +101,7 @@ def test_the_rule_is_silent_where_it_changes_nothing():
             "max_memory=3.5 MiB.",
         ),
         ({"max_error": -1}, "`max_error` must be a number of at least 0, or None. Received: max_error=-1."),
+        ({"max_memory": "x"}, "`max_memory` must be a number of at least 0, or None. Received: max_memory='x'."),
         ({"max_memory": math.nan}, "`max_memory` must be a number of at least 0, or None. Received: max_memory=nan."),
     ],
 )

@@ -391,3 +391,30 @@ def test_bad_arguments_are_refused_before_anything_is_written(learner, options, 
         train(learner, **options)
     assert_same(before, snapshot(learner))
     assert not pathlib.Path("unused").exists()
+
+
+def test_a_folder_goes_on_with_the_settings_that_it_began_with(tmp_path, caplog):
+    def run(steps, K=2, rate=0.05, seed=0, width=4, **options):
+        keras.utils.set_random_seed(0)
+        net = keras.Sequential(
+            [keras.Input((1,)), keras.layers.Dense(width, "tanh"), keras.layers.Dense(1, name="head")]
+        )
+        learner = mg.MetaLearner(net, "mse", mg.inner.GradientDescent(K, rate), FOMAML(), execution="loop", **options)
+        learner.compile("sgd")
+        train(learner, steps, directory=tmp_path, seed=seed)
+        return snapshot(learner)
+
+    run(2)
+    for changed, words in (
+        ({"rate": 0.1}, r"inner was {.*'learning_rate': 0.05.*} and is {.*'learning_rate': 0.1.*}"),
+        ({"K": 3}, "'steps': 2.* and is .*'steps': 3"),
+        ({"seed": 4}, "seed was 0 and is 4"),
+        ({"adapt": "head"}, r"adapting weights was \[0, 1, 2, 3\] and is \[2, 3\]"),
+        ({"width": 9}, "another model, inner optimiser or meta-optimizer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(4, **changed)
+    assert "unrestored" not in caplog.text
+    whole = run(4)
+    tf.io.gfile.rmtree(str(tmp_path / "checkpoints"))
+    assert_same(whole, run(4))

@@ -26,10 +26,12 @@ class Progress(tf.train.experimental.PythonState):
         updates: the number of these, fewer than steps where whole batches were skipped.
         skipped: the number of tasks that were skipped.
         metrics: the variables of the compiled metrics.
+        settings: what the run's numbers depend on and its variables do not show; None in older checkpoints.
     """
 
-    def __init__(self):
+    def __init__(self, settings: dict[str, Any]):
         """Begin at the first epoch."""
+        self.settings: dict[str, Any] | None = json.loads(json.dumps(settings, default=str))
         self.begin(0, is_open=False)
 
     def begin(self, start: int, is_open: bool = True) -> None:
@@ -41,12 +43,12 @@ class Progress(tf.train.experimental.PythonState):
     def serialize(self) -> str:
         """Return the state as text."""
         metrics = [[v.dtype.str, v.shape, base64.b64encode(v.tobytes()).decode()] for v in self.metrics]
-        numbers = {name: getattr(self, name) for name in ("start", "open", "updates", "skipped")}
+        numbers = {name: getattr(self, name) for name in ("start", "open", "updates", "skipped", "settings")}
         return json.dumps(numbers | {"total": float(self.total).hex(), "metrics": metrics})
 
     def deserialize(self, string_value: str) -> None:
         """Take the state from text."""
-        state = json.loads(string_value)
+        state = {"settings": None} | json.loads(string_value)
         state["total"] = float.fromhex(state["total"])
         state["metrics"] = [
             np.frombuffer(base64.b64decode(data), dtype).reshape(shape) for dtype, shape, data in state["metrics"]
@@ -64,16 +66,18 @@ class Checkpoints:
         learner: the learner.
         directory: the run's folder; None keeps nothing.
         keep: number of checkpoints kept.
+        seed: the run's seed.
 
     Raises:
-        ValueError: the folder has the checkpoint of another learner, or not the same one for every worker.
+        ValueError: the folder has the checkpoint of another learner or of other settings, or not the same one for every
+            worker.
         OSError: the folder cannot be written.
         ConnectionError: another worker was lost.
     """
 
-    def __init__(self, learner: MetaLearner, directory: Any, keep: int):
+    def __init__(self, learner: MetaLearner, directory: Any, keep: int, seed: int):
         """Restore the last checkpoint, if any; `step` and `progress` say where it is."""
-        self.progress, self.step, self._saved, self._manager = Progress(), 0, None, None
+        self.progress, self.step, self._saved, self._manager = Progress(_settings(learner, seed)), 0, None, None
         self._directory, workers = directory, Workers(learner.distribute_strategy)
         if directory is None:
             return
@@ -108,14 +112,28 @@ class Checkpoints:
         self._manager = tf.train.CheckpointManager(self._checkpoint, self.folder, max_to_keep=keep)
 
     def _restore(self, path: str) -> None:
+        settings, status = self.progress.settings, None
         try:
-            self._checkpoint.restore(path).assert_consumed()
+            status = self._checkpoint.restore(path)
+            status.assert_consumed()
         except (AssertionError, ValueError) as error:
             raise ValueError(
                 "`directory` must be new or hold checkpoints of this learner. Received: "
                 f"{os.fspath(self._directory)!r}, with those of another model, inner optimiser or meta-optimizer. "
                 "Choose another `directory`."
             ) from error
+        finally:
+            if status is not None:
+                status.expect_partial()  # or what is refused is complained of again, variable by variable
+        found = self.progress.settings or settings
+        if changed := [name for name in settings if settings[name] != found.get(name)]:
+            raise ValueError(
+                "`directory` must be new or hold checkpoints of a run with the same settings. Received: "
+                f"{os.fspath(self._directory)!r}, where "
+                + ", ".join(f"{name} was {found.get(name)!r} and is {settings[name]!r}" for name in changed)
+                + ". Choose another `directory`, or the former settings."
+            )
+        self.progress.settings = settings
         self.step = self._saved = int(self._checkpoint.step)
 
     def save(self, step: int) -> None:
@@ -149,6 +167,16 @@ class Checkpoints:
         """Remove what a run was about to write when it was killed, or the disk was full."""
         for path in tf.io.gfile.glob(os.path.join(self.folder, "*_temp*")):
             tf.io.gfile.rmtree(path)
+
+
+def _settings(learner: MetaLearner, seed: int) -> dict[str, Any]:
+    inner, runner = learner.inner, learner._runner
+    return {
+        "inner": {"name": type(inner).__name__, **inner.get_config()},
+        "adapting weights": list(runner.adapting),
+        "normalization": runner.normalization,
+        "seed": seed,
+    }
 
 
 @contextlib.contextmanager

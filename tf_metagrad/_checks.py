@@ -26,7 +26,10 @@ def check_model(model: Any) -> None:
             "Give it a `keras.Input`, or call it once on a batch of data, before making the learner."
         )
     if not model.trainable_variables:
-        raise ValueError(f"`model` must have trainable weights. Received: {model.name!r}, which has none.")
+        raise ValueError(
+            f"`model` must have trainable weights. Received: {model.name!r}, which has none. "
+            "A subclassed model makes them when it is called once on a batch of data."
+        )
 
 
 def known(module: ModuleType, value: Any, what: str) -> Any:
@@ -175,6 +178,8 @@ def check_example(
         hint = " One-hot targets need keras.losses.CategoricalCrossentropy."
     elif lead == 1 and len(whole) > 1 and _fits(whole[2:], like):
         hint = f" It looks like a batch of tasks; hand in one at a time, such as {name}[0]."
+    elif lead == 2 and _fits(whole[1:], like):
+        hint = f" It looks like one task; give it an axis of tasks, such as {name}[None], or the dataset .batch(1)."
     first = "The first two axes are tasks and examples" if lead == 2 else "The first axis is examples"
     raise ValueError(
         f"Each example of `{name}` must have the shape of {what}, {like}. Received: {whole[lead:]}, in "
@@ -189,6 +194,8 @@ def _fits(shape: tuple[int | None, ...], like: tuple[int | None, ...]) -> bool:
 
 def as_array(name: str, leaf: Any) -> Any:
     """Return a leaf as a tensor or an array; raise `ValueError` unless it holds numbers."""
+    if leaf is None:
+        raise ValueError(f"`{name}` must hold numbers. Received: None.")
     if not isinstance(leaf, tf.Tensor):
         try:
             leaf = np.asarray(leaf)

@@ -111,5 +111,19 @@ def _shape(variable: keras.Variable, name: str) -> str:
     return f"{name} {list(variable.shape)}"
 
 
+def check_about(about: Any) -> dict[str, Any]:
+    """Return what a model's maker says of it; raise `ValueError` where JSON cannot hold it."""
+    try:
+        about = dict(about or {})
+        json.dumps(about, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`about` must be a dict of what JSON can hold: text, numbers, lists. {error}.") from None
+    return about
+
+
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"Received: {value!r}")

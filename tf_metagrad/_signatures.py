@@ -1,12 +1,13 @@
 """The signatures of an exported learner: what each takes, returns and means."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tf_metagrad import _request_checks, _tree
+from tf_metagrad._ends import declared, example_shape
 from tf_metagrad._execution import Execution
 from tf_metagrad._types import Task
 from tf_metagrad.learner import MetaLearner
@@ -39,12 +40,12 @@ class Served:
     def __init__(self, learner: MetaLearner):
         """Find the shapes and types; see the class."""
         self.learner, self.normalization = learner, learner._runner.normalization
-        x, y = example_shape(learner.model, "input"), example_shape(learner.model, "output")
+        x, y = _fixed_shape(learner.model, "inputs"), _fixed_shape(learner.model, "outputs")
         self.variables = [learner.model.trainable_variables[i] for i in learner._runner.adapting]
         self.dtype = tf.as_dtype(keras.backend.result_type(*(v.dtype for v in self.variables)))
         self.size = sum(tf.TensorShape(v.shape).num_elements() for v in self.variables)
         self.predicted = tf.TensorSpec([None, *y])
-        self.x = tf.TensorSpec([None, *x], learner.model.inputs[0].dtype)
+        self.x = tf.TensorSpec([None, *x], declared(learner.model, "inputs")[0].dtype)
         self.y = tf.TensorSpec([None], tf.int32) if learner.ways else tf.TensorSpec([None, *y], self.dtype)
         self._adapt = tf.function(self._adapt_task, [self.x, self.y], autograph=False)
         weights = tf.TensorSpec([self.size], self.dtype)
@@ -147,16 +148,17 @@ def _named(spec: tf.TensorSpec, name: str) -> tf.TensorSpec:
     return tf.TensorSpec(spec.shape, spec.dtype, name)
 
 
-def example_shape(model: keras.Model, end: str) -> tuple[int, ...]:
-    """Return the shape of one example of the model's `"input"` or `"output"`.
+def _fixed_shape(model: keras.Model, end: str) -> tuple[int, ...]:
+    """Return the shape of one example of the model's `"inputs"` or `"outputs"`.
 
     Raises:
         ValueError: there are several tensors at that end, or a free axis other than the first.
     """
-    shape: Any = getattr(model, f"{end}_shape", None)
-    if not isinstance(shape, tuple) or not all(isinstance(n, int) for n in shape[1:]):
+    shape = example_shape(model, end)
+    if shape is None or None in shape:
+        found = [tuple(t.shape) for t in declared(model, end)] or "unknown"
         raise ValueError(
-            f"`export` needs a model with one {end} tensor whose axes after the first are fixed. Received: "
-            f"{end} shape {shape}. Wrap the model in a functional one, keras.Model(keras.Input(...), ...)."
+            f"`export` needs a model with one tensor of {end} whose axes after the first are fixed. Received: "
+            f"shapes {found}. Make the learner with a functional model, keras.Model(keras.Input(...), ...)."
         )
-    return shape[1:]
+    return shape

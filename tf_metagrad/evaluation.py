@@ -1,5 +1,6 @@
 """Results over many tasks, as the field reports them: mean and 95 % confidence interval."""
 
+import math
 import types
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,11 +47,6 @@ class Evaluation(NamedTuple):
         """
         if not isinstance(other, Evaluation):
             raise ValueError(f"`other` must be an Evaluation, as `evaluate_tasks` returns. Received: {other!r}.")
-        if None not in (prints := {self.fingerprint, other.fingerprint}) and len(prints) > 1:
-            raise ValueError(
-                "Paired differences need the same tasks, and these evaluations saw different ones. Give both the same "
-                "data with the same seed, and a new stream each: an iterator goes on where the first ended."
-            )
         names = sorted(self.values.keys() & other.values.keys())
         counts = [{len(e.values[name]) for name in names} for e in (self, other)]
         if not names or counts[0] != counts[1]:
@@ -58,6 +54,11 @@ class Evaluation(NamedTuple):
                 "Only evaluations with the same metrics on the same tasks have paired differences. Received: "
                 f"{sorted(self.values)} of {self.count + self.skipped} tasks and {sorted(other.values)} of "
                 f"{other.count + other.skipped}. Evaluate both with the same `tasks` and `count`."
+            )
+        if None not in (prints := {self.fingerprint, other.fingerprint}) and len(prints) > 1:
+            raise ValueError(
+                "Paired differences need the same tasks, and these evaluations saw different ones. Give both the same "
+                "data with the same seed, and a new stream each: an iterator goes on where the first ended."
             )
         pairs = {name: zip(self.values[name], other.values[name], strict=True) for name in names}
         found = {name: [None if None in pair else pair[0] - pair[1] for pair in p] for name, p in pairs.items()}
@@ -164,7 +165,7 @@ def _evaluation(rows: list[dict[str, float] | None]) -> Evaluation:
 def _summarize(values: dict[str, list[float | None]]) -> Evaluation:
     """Return the `Evaluation` of each metric's numbers; None for a task that was skipped."""
     kept = {name: np.array([x for x in v if x is not None]) for name, v in values.items()}
-    half = {name: float(1.96 * v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else 0.0 for name, v in kept.items()}
+    half = {name: float(1.96 * v.std(ddof=1) / np.sqrt(len(v))) if len(v) > 1 else math.nan for name, v in kept.items()}
     count, tasks = (len(next(iter(v.values()))) for v in (kept, values))
     mean = {name: float(v.mean()) for name, v in kept.items()}
     return Evaluation(mean, half, count, tasks - count, {name: tuple(v) for name, v in values.items()})

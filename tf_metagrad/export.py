@@ -44,7 +44,8 @@ def export(
         The path.
 
     Raises:
-        ValueError: the model has several inputs or outputs, or a free axis other than the first; no path.
+        ValueError: the model has several inputs or outputs, or a free axis other than the first; no path; JSON cannot
+            hold `about`.
         FileExistsError: the folder exists and `overwrite` is False, or it is not a SavedModel.
 
     Example:
@@ -65,7 +66,7 @@ def export(
         raise FileExistsError(f"The folder {path!r} exists. Choose another, or pass overwrite=True to replace it.")
     if os.path.exists(path) and not tf.saved_model.contains_saved_model(path):
         raise FileExistsError(f"Only a SavedModel is replaced. Received: {path!r}, which is none. Choose another path.")
-    _write_whole(Served(learner), path, dict(about or {}))
+    _write_whole(Served(learner), path, _model_card.check_about(about))
     return path
 
 

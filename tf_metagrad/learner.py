@@ -1,6 +1,7 @@
 """`MetaLearner`: a Keras model, a loss, an inner optimiser and a meta-gradient estimator."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from absl import logging
 from tf_metagrad import _checks, _diagnostics, _execution, _tree
 from tf_metagrad._batches import TaskReader
 from tf_metagrad._distribution import reduce_before_clipping
+from tf_metagrad._ends import example_shape
 from tf_metagrad._meta_update import ON_NONFINITE, MetaUpdate, Updated
 from tf_metagrad._runner import TaskRunner
 from tf_metagrad._task_model import TaskModel
@@ -134,14 +136,14 @@ class MetaLearner(TaskModel):
         """What the meta-optimizer trains: the model's trainable variables, then the learned hyperparameters."""
         return [*self.model.trainable_variables, *self.hyperparameters]
 
-    @property
+    @functools.cached_property
     def ways(self) -> int | None:
         """The number of classes where targets are class labels, else None."""
         sparse = isinstance(self.task_loss, keras.losses.SparseCategoricalCrossentropy) or (
             self.task_loss is keras.losses.sparse_categorical_crossentropy
         )
-        shape = getattr(self.model, "output_shape", None) if sparse else None
-        return shape[-1] if isinstance(shape, tuple) and len(shape) == 2 else None
+        shape = example_shape(self.model, "outputs") if sparse else None
+        return shape[0] if shape is not None and len(shape) == 1 else None
 
     def call(self, inputs, training=False):
         """Return the predictions of the model at the initialisation, without adaptation."""

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from tf_metagrad._table import Comparison, Row, figure
 from tf_metagrad.estimators import MAML, BinomMAML, BinomTruncMAML, Estimator
 
@@ -85,7 +87,7 @@ def _budgets(comparison: Comparison, limits: dict[str, float | None]) -> dict[st
     budgets = {name: limit for name, limit in limits.items() if limit is not None}
     for name, limit in budgets.items():
         given = _BUDGETS[name][0]
-        if not limit >= 0:
+        if isinstance(limit, bool) or not isinstance(limit, int | float | np.number) or not limit >= 0:
             raise ValueError(f"`{given}` must be a number of at least 0, or None. Received: {given}={limit!r}.")
         if all(getattr(row, name) is None for row in comparison.rows):
             why = "memory cannot be measured on this system" if name == "peak_mib" else "noise needs several batches"

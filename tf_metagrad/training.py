@@ -87,8 +87,8 @@ def train(
 
     Raises:
         ValueError: not compiled, an estimator that the learner cannot use, bad data, a stream that ends too early, a
-            directory with the checkpoint of another learner. All but a later batch of the stream is looked at before
-            the first step.
+            directory with the checkpoint of another learner, inner optimiser or seed. All but a later batch of the
+            stream is looked at before the first step.
         FloatingPointError: a task diverged, or the weights are not finite; the last checkpoint is intact.
         OSError: the `directory` cannot be written, or is full; the last checkpoint is intact.
         ConnectionError: another worker was lost; the last checkpoint is intact.
@@ -107,7 +107,7 @@ def train(
     check_shown(learner, directory, profile_steps, log_steps, reference_estimator)
     seed, schedule = int(as_seed(seed)), checked_schedule(learner, schedule)
     workers = Workers(learner.distribute_strategy)
-    checkpoints = Checkpoints(learner, directory, keep)
+    checkpoints = Checkpoints(learner, directory, keep, seed)
     stream = _prepare(learner, tasks, checkpoints, steps, schedule)
     if validation is not None:
         check_validation(learner, validation, validation_count)

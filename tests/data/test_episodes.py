@@ -225,6 +225,7 @@ def test_golden_tasks_in_another_process_and_no_eager_imports():
         ({"x": np.float32(3)}, r"x has shape \(\) and y has 60 labels"),
         ({"y": np.arange(60) % 6 / 1.0}, r"y has dtype float64 and shape \(60,\).*pass class numbers"),
         ({"y": np.eye(6, dtype=int)[np.arange(60) % 6]}, r"y has dtype int64 and shape \(60, 6\).*y\.argmax\(-1\)"),
+        ({"y": np.arange(60)[:, None] % 6}, r"shape \(60, 1\), expected one integer.*pass class numbers \(y\[:, 0\]\)"),
         ({"y": np.repeat(["cat", "dog", "owl"], 20)}, r"y has dtype <U3.*np\.unique\(y, return_inverse=True\)\[1\]"),
         ({"x": np.zeros([0, 2]), "y": np.zeros(0, int)}, "ways is 3 and there are 0 classes"),
         ({"transform": lambda x: x[0]}, r"transform returned shape \(6, 2\), expected \[5, 6, \.\.\.\]"),

@@ -101,6 +101,7 @@ def _converted(name: str, convert: Callable, value: Any) -> Any:
 def _check_arrays(x: tf.Tensor, y: np.ndarray) -> None:
     if y.ndim != 1 or y.dtype.kind not in "iu":
         number = "np.unique(y, return_inverse=True)[1]" if y.ndim == 1 else "for one-hot rows, y.argmax(-1)"
+        number = "y[:, 0]" if y.ndim == 2 and y.shape[1] == 1 else number
         raise ValueError(
             f"y has dtype {y.dtype} and shape {y.shape}, expected one integer per example: "
             f"pass class numbers ({number})."
