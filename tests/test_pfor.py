@@ -71,15 +71,14 @@ def rolled_loss(y, predictions):
     return tf.reduce_mean((predictions - y) ** 2 * (2 + tf.roll(predictions, 1, axis=-1)), axis=-1)
 
 
-@pytest.mark.parametrize("loss", ["mse", rolled_loss])
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind, loss", [("roll", rolled_loss), ("pad", "mse"), ("max-pooling", "mse")])
 def test_vectorised_tasks_are_as_looped_ones(kind, loss):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((5, 3)), *NETS[kind], layers.Flatten(), layers.Dense(2)])
     rng, tasks = np.random.default_rng(1), 2
     task = mg.Task(*(rng.normal(size=(tasks, 4, *shape)).astype("float32") for shape in ((5, 3), (2,)) * 2))
     results = {}
-    for way, jit in (("loop", False), ("vectorize", False), ("vectorize", True), ("map", True)):
+    for way, jit in (("loop", False), ("vectorize", False), ("vectorize", True)):
         learner = mg.MetaLearner(model, loss, mg.inner.GradientDescent(2, 0.05), execution=way, jit_compile=jit)
         found = learner.meta_gradient(task)
         results[way, jit] = tf.concat([[found.loss], *(tf.reshape(g, [-1]) for g in found.gradients)], axis=0)

@@ -100,18 +100,15 @@ def take_weights(model: keras.Model, run: str) -> None:
     path = tf.train.latest_checkpoint(os.path.join(run, "checkpoints"))
     if path is None:
         raise ValueError(f"--initial_weights must be the output folder of a run of train.py. Received: {run!r}.")
-    status = None
     try:
         status = tf.train.Checkpoint(model=model).restore(path)
-        status.assert_existing_objects_matched()
+        status.assert_existing_objects_matched().expect_partial()
     except (AssertionError, ValueError) as error:
+        tf.get_logger().setLevel("ERROR")  # or it warns of every variable, below the sentence that matters
         raise ValueError(
             f"--initial_weights={run} holds the weights of another network than that of --task and the flags of its "
             "sizes. Name a run with the same."
         ) from error
-    finally:
-        if status is not None:
-            status.expect_partial()
 
 
 def run(settings: Settings, options: Settings, termination: Any) -> None:
