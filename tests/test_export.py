@@ -209,14 +209,14 @@ class Subclassed(keras.Model):
         super().__init__()
         self.body, self.head = keras.layers.Dense(4, "tanh"), keras.layers.Dense(3)
 
-    def call(self, x):
-        return self.head(self.body(x))
+    def call(self, x, training):
+        return self.head(self.body(x, training=training))
 
 
 def test_a_subclassed_model_is_served_as_it_adapts(tmp_path):
     keras.utils.set_random_seed(0)
     model = Subclassed()
-    model(np.zeros((2, 5), "float32"))
+    model(np.zeros((2, 5), "float32"), training=False)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     learner = mg.MetaLearner(model, loss, mg.inner.GradientDescent(2, 0.1))
     signatures = tf.saved_model.load(mg.export(learner, tmp_path / "served")).signatures
@@ -234,3 +234,29 @@ def test_what_a_card_cannot_hold_is_refused(about, tmp_path):
     with pytest.raises(ValueError, match="`about` must be a dict of what JSON can hold"):
         mg.export(learner, tmp_path / "model", about=about)
     assert list(tmp_path.iterdir()) == []
+
+
+class Pair(keras.Model):
+    """A subclassed model of two inputs, whose output is in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = keras.layers.Dense(3)
+
+    def call(self, inputs):
+        return {"scores": self.head(inputs[0] + inputs[1])}
+
+
+def test_subclassed_models_of_other_structure_are_refused_in_a_sentence(tmp_path):
+    model = Pair()
+    model((np.zeros((2, 5), "float32"),) * 2)
+    learner = mg.MetaLearner(model, lambda y, p: tf.reduce_mean((y - p["scores"]) ** 2), mg.inner.GradientDescent(1))
+    with pytest.raises(ValueError, match="one tensor of inputs .* Received: shapes unknown"):
+        mg.export(learner, tmp_path / "model")
+
+
+def test_a_layer_frozen_since_is_refused_in_a_sentence(tmp_path):
+    learner = mg.MetaLearner(mg.models.mlp(hidden=(2,)), "mse", mg.inner.GradientDescent(1))
+    learner.model.layers[-1].trainable = False
+    with pytest.raises(ValueError, match="frozen, thawed or changed since"):
+        mg.export(learner, tmp_path / "model")

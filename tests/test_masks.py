@@ -50,6 +50,8 @@ def test_16_bit_predictions_keep_their_mask():
         learner = mg.MetaLearner(net(policy), keras.losses.MeanSquaredError(), mg.inner.GradientDescent(1, 1e-9))
         losses.append(float(learner.meta_gradient(tasks).loss))
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
+    plain = np.mean((net().predict(tasks.query_x.reshape(-1, 4), verbose=0) - tasks.query_y.reshape(-1, 4, 1)) ** 2)
+    assert abs(plain - losses[0]) > 0.05 * losses[0]  # what counting the padding would give
 
 
 def test_all_padding_is_no_loss():

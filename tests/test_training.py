@@ -1,6 +1,7 @@
 """`mg.train`: what it computes, where it goes on after an interruption, what it tells callbacks, what it refuses."""
 
 import csv
+import json
 import pathlib
 
 import keras
@@ -357,7 +358,7 @@ def test_another_learners_checkpoint_is_refused(learner, tmp_path):
     train(learner, steps=1, directory=tmp_path)
     other = mg.MetaLearner(mg.models.mlp(hidden=(3,)), "mse", mg.inner.GradientDescent(1))
     other.compile()
-    with pytest.raises(ValueError, match="checkpoints of this learner.*another model"):
+    with pytest.raises(ValueError, match="the same settings. .*inner was .* and is .*Choose another `directory`"):
         train(other, directory=tmp_path)
 
 
@@ -401,7 +402,13 @@ def test_a_folder_goes_on_with_the_settings_that_it_began_with(tmp_path):
         )
         learner = mg.MetaLearner(net, "mse", mg.inner.GradientDescent(K, rate), FOMAML(), execution="loop", **options)
         learner.compile("sgd")
-        train(learner, steps, directory=tmp_path, seed=seed)
+        before = snapshot(learner)
+        try:
+            train(learner, steps, directory=tmp_path, seed=seed)
+        except ValueError:
+            if width == 4:  # nothing of the folder is in the learner
+                assert_same(before, snapshot(learner))
+            raise
         return snapshot(learner)
 
     run(2)
@@ -417,3 +424,21 @@ def test_a_folder_goes_on_with_the_settings_that_it_began_with(tmp_path):
     whole = run(4)
     tf.io.gfile.rmtree(str(tmp_path / "checkpoints"))
     assert_same(whole, run(4))
+
+
+def test_a_checkpoint_that_has_no_settings_is_gone_on_from(tmp_path, monkeypatch):
+    from tf_metagrad._checkpoints import Progress
+
+    serialize = Progress.serialize
+
+    def older(self):
+        return json.dumps({name: value for name, value in json.loads(serialize(self)).items() if name != "settings"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "serialize", older)
+        train(make_learner(), 3, directory=tmp_path)
+    learner = make_learner()
+    train(learner, STEPS, directory=tmp_path)
+    assert learner.optimizer.iterations == STEPS
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+        train(make_learner(), STEPS + 1, directory=tmp_path, seed=1)

@@ -62,7 +62,7 @@ class TaskReader:
 
     def batch(self, task: Any) -> Task:
         """Return a batch of tasks as tensors; raise `ValueError` where it is not fit to learn from."""
-        self._check_model()
+        self.check_model()
         if not isinstance(task, tuple) or len(task) != len(Task._fields):
             raise ValueError(f"A batch of tasks must be a `Task`, ({', '.join(Task._fields)}). Received: {type(task)}.")
         task = Task(*(self._arrays(name, part) for name, part in zip(Task._fields, task, strict=True)))
@@ -75,7 +75,7 @@ class TaskReader:
 
     def support(self, x: Any, y: Any) -> Task:
         """Return the support set of one task, which is the query set too, as a batch of one task."""
-        self._check_model()
+        self.check_model()
         parts = {name: self._arrays(name, part) for name, part in (("support_x", x), ("support_y", y))}
         check_shapes(parts, ("examples",))
         parts = self._read(parts, ("examples",))
@@ -86,13 +86,14 @@ class TaskReader:
 
     def query(self, x: Any) -> Any:
         """Return inputs `[examples, ...]` as tensors of the model's types."""
-        self._check_model()
+        self.check_model()
         x = self._arrays("query_x", x)
         self._check_inputs("query_x", x, ("examples",))
         return tf.nest.map_structure(tf.cast, x, self._input_types(x))
 
     def weights(self, weights: Any) -> Params:
         """Return the weights; raise `ValueError` unless there is one of the right shape for each of the model's."""
+        self.check_model()
         variables = self.model.trainable_variables
         if not isinstance(weights, Sequence) or len(weights) != len(variables):
             count = f"{len(weights)}" if isinstance(weights, Sequence) else type(weights).__name__
@@ -108,17 +109,12 @@ class TaskReader:
                 )
         return weights
 
-    def _check_model(self) -> None:
-        if [id(v) for v in self.model.trainable_variables] != [id(v) for v in self.variables]:
-            raise ValueError(
-                "The model must have the trainable weights that it had when the learner was made. Received: others, as "
-                "layers were frozen, thawed or changed since. Make a new mg.MetaLearner after that."
-            )
-
     def _check_scores(self, loss: Any) -> None:
         """Raise where Keras would clip logits as if they were probabilities, and leave the loss without a gradient."""
+        if "Crossentropy" not in self.keras_loss:
+            return
         config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {"from_logits": False}
-        if "Crossentropy" not in self.keras_loss or config.get("from_logits", True):
+        if config.get("from_logits", True):
             return
         for output in tf.nest.flatten(getattr(self.model, "outputs", None) or []):
             layer = output._keras_history.operation
@@ -128,6 +124,14 @@ class TaskReader:
                     f"that it makes logits. Received: {self.keras_loss} with from_logits=False. Use keras.losses."
                     f'{self.keras_loss}(from_logits=True), or give the layer activation="softmax" or "sigmoid".'
                 )
+
+    def check_model(self) -> None:
+        """Raise `ValueError` where the model has other trainable weights than it had."""
+        if [id(v) for v in self.model.trainable_variables] != [id(v) for v in self.variables]:
+            raise ValueError(
+                "The model must have the trainable weights that it had when the learner was made. Received: others, as "
+                "layers were frozen, thawed or changed since. Make a new mg.MetaLearner after that."
+            )
 
     # Parts -------------------------------------------------------------------------------------------------------
 

@@ -26,12 +26,13 @@ class Progress(tf.train.experimental.PythonState):
         updates: the number of these, fewer than steps where whole batches were skipped.
         skipped: the number of tasks that were skipped.
         metrics: the variables of the compiled metrics.
-        settings: what the run's numbers depend on and its variables do not show; None in older checkpoints.
+        settings: inner optimiser, seed and the like, with which alone a run goes on; None where a checkpoint
+            has none.
     """
 
-    def __init__(self, settings: dict[str, Any]):
+    def __init__(self, settings: dict[str, Any] | None):
         """Begin at the first epoch."""
-        self.settings: dict[str, Any] | None = json.loads(json.dumps(settings, default=str))
+        self.settings = json.loads(json.dumps(settings, default=str))
         self.begin(0, is_open=False)
 
     def begin(self, start: int, is_open: bool = True) -> None:
@@ -112,6 +113,7 @@ class Checkpoints:
         self._manager = tf.train.CheckpointManager(self._checkpoint, self.folder, max_to_keep=keep)
 
     def _restore(self, path: str) -> None:
+        self._check_settings(path)
         settings, status = self.progress.settings, None
         try:
             status = self._checkpoint.restore(path)
@@ -125,16 +127,22 @@ class Checkpoints:
         finally:
             if status is not None:
                 status.expect_partial()  # or what is refused is complained of again, variable by variable
-        found = self.progress.settings or settings
-        if changed := [name for name in settings if settings[name] != found.get(name)]:
+        self.progress.settings = settings
+        self.step = self._saved = int(self._checkpoint.step)
+
+    def _check_settings(self, path: str) -> None:
+        """Raise `ValueError` where the checkpoint is of a run with other settings; nothing else is read."""
+        found, own = Progress(None), self.progress.settings
+        tf.train.Checkpoint(progress=found).restore(path).expect_partial()
+        former = found.settings or own
+        changed = [name for name in own if own[name] != former.get(name)]
+        if changed:
             raise ValueError(
                 "`directory` must be new or hold checkpoints of a run with the same settings. Received: "
                 f"{os.fspath(self._directory)!r}, where "
-                + ", ".join(f"{name} was {found.get(name)!r} and is {settings[name]!r}" for name in changed)
+                + ", ".join(f"{name} was {former.get(name)!r} and is {own[name]!r}" for name in changed)
                 + ". Choose another `directory`, or the former settings."
             )
-        self.progress.settings = settings
-        self.step = self._saved = int(self._checkpoint.step)
 
     def save(self, step: int) -> None:
         """Write the checkpoint of a step; one that is there has the same content, and stays.
@@ -170,8 +178,9 @@ class Checkpoints:
 
 
 def _settings(learner: MetaLearner, seed: int) -> dict[str, Any]:
-    inner, runner = learner.inner, learner._runner
+    inner, runner, loss = learner.inner, learner._runner, learner.task_loss
     return {
+        "loss": getattr(loss, "__name__", type(loss).__name__),
         "inner": {"name": type(inner).__name__, **inner.get_config()},
         "adapting weights": list(runner.adapting),
         "normalization": runner.normalization,

@@ -10,16 +10,18 @@ def declared(model: keras.Model, end: str) -> list[keras.KerasTensor]:
     """
     tensors = getattr(model, end, None)
     shapes = list((getattr(model, "_build_shapes_dict", None) or {}).values())
-    if tensors or len(shapes) != 1 or not (isinstance(shapes[0], tuple) and shapes[0]):
+    if tensors or len(shapes) != 1 or not shapes[0] or not all(n is None or isinstance(n, int) for n in shapes[0]):
         return list(tensors or [])
-    x = keras.KerasTensor((None, *shapes[0][1:]), model.input_dtype)
+    x, training = keras.KerasTensor((None, *shapes[0][1:]), model.input_dtype), {}
     if end == "inputs":
         return [x]
+    if model._call_has_training_arg:
+        training = {"training": False}
     try:
-        outputs = model.compute_output_spec(x)
-    except Exception:  # the user's code, which may need a number of examples
+        y = model.compute_output_spec(x, **training)
+    except Exception:  # the user's code, which may need a number of examples, or whole numbers
         return []
-    return keras.tree.flatten(outputs)
+    return [y] if isinstance(y, keras.KerasTensor) else []
 
 
 def example_shape(model: keras.Model, end: str) -> tuple[int | None, ...] | None:

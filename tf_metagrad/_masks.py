@@ -49,7 +49,7 @@ def mean(values: tf.Tensor, predictions: Any) -> tf.Tensor:
     `keras.losses.Loss` does that by itself; a function, such as "mse" names, leaves it to who calls it.
     """
     mask = mask_of(predictions)
-    if mask is None or values.shape.rank != mask.shape.rank:
+    if mask is None or values.shape.rank is None or not values.shape.is_compatible_with(mask.shape):
         return tf.reduce_mean(values)
     mask = tf.cast(mask, values.dtype)
     return tf.math.divide_no_nan(tf.reduce_sum(mask * values), tf.reduce_sum(mask))

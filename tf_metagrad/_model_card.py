@@ -45,7 +45,8 @@ def write(served: Served, folder: str, about: dict[str, Any]) -> None:
     card = {"about": about, **_learned(served), "signatures": _signatures(served, folder), "errors": _ERRORS}
     os.makedirs(os.path.dirname(os.path.join(folder, FILE)), exist_ok=True)
     with open(os.path.join(folder, FILE), "w", encoding="utf-8") as file:
-        json.dump(card, file, indent=2, default=_plain)
+        plain = json.loads(json.dumps(card, default=_plain), parse_constant=lambda name: None)  # JSON has no NaN
+        json.dump(plain, file, indent=2)
         file.write("\n")
 
 

@@ -23,15 +23,17 @@ def _pad(original, input, paddings, constant_values, name=None):
     del original
     x = tf.convert_to_tensor(input)
     ones = tf.ones(x.shape, tf.bool) if x.shape.is_fully_defined() else tf.ones_like(x, tf.bool)
-    return tf.where(tf.pad(ones, paddings), tf.pad(x, paddings), tf.cast(constant_values, x.dtype), name=name)
+    return tf.where(
+        tf.pad(ones, paddings), tf.pad(x, paddings), tf.convert_to_tensor(constant_values, x.dtype), name=name
+    )
 
 
 def _roll(original, input, shift, axis, name=None):
     """`gen_manip_ops.roll` with axes counted from the first."""
     x, known = tf.convert_to_tensor(input), tensor_util.constant_value(tf.convert_to_tensor(axis))
     if known is None or x.shape.rank is None:
-        return original(x, shift, tf.math.floormod(axis, tf.rank(x)), name=name)
-    return original(x, shift, np.mod(known, x.shape.rank), name=name)
+        return original(x, shift, tf.where(axis < 0, axis + tf.rank(x), axis), name=name)
+    return original(x, shift, np.where(known < 0, known + x.shape.rank, known), name=name)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class Served:
 
     def __init__(self, learner: MetaLearner):
         """Find the shapes and types; see the class."""
+        learner._reader.check_model()
         self.learner, self.normalization = learner, learner._runner.normalization
         x, y = _fixed_shape(learner.model, "inputs"), _fixed_shape(learner.model, "outputs")
         self.variables = [learner.model.trainable_variables[i] for i in learner._runner.adapting]

@@ -17,8 +17,8 @@ from tf_metagrad.inner import InnerOptimizer
 class Evaluation(NamedTuple):
     """Means over tasks, with half-widths of the 95 % confidence intervals, 1.96 s / sqrt(count), by metric name.
 
-    `skipped` tasks diverged and are not among the `count`. `values` has a number for each task, None for those;
-    `fingerprint` is a checksum of the tasks' data.
+    One task has no interval: NaN. `skipped` tasks diverged and are not among the `count`. `values` has a number for
+    each task, None for those; `fingerprint` is a checksum of the tasks' data.
 
     >>> a = Evaluation({"accuracy": 0.5}, {"accuracy": 0.1}, 3, values={"accuracy": (0.4, 0.5, 0.6)})
     >>> b = Evaluation({"accuracy": 0.4}, {"accuracy": 0.1}, 3, values={"accuracy": (0.3, 0.4, 0.5)})

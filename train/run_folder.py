@@ -33,7 +33,8 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Write JSON; the file is whole or not there."""
+    """Write JSON, null for NaN and infinity; the file is whole or not there."""
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
     write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
