@@ -27,7 +27,7 @@ class Updated(NamedTuple):
         diagnostics: see `MetaGradient`.
         skipped: a sentence for each task that was kept out, by its number in the batch.
         gradients: what the optimizer was given; empty unless asked for.
-        predictions: `[tasks, query, ...]` after adaptation; None unless asked for.
+        predictions: `[tasks, query, ...]` after adaptation, `Masked` where Keras masks them; None unless asked for.
     """
 
     losses: tf.Tensor

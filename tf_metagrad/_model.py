@@ -119,7 +119,10 @@ class FunctionalModel:
         return [tf.gather(s, row) if i in self.per_step else s for i, s in enumerate(state)], write
 
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
-        """Return `(loss, (new_state, predictions))`; the loss is a scalar, computed in float32 or finer."""
+        """Return `(loss, (new_state, predictions))`; the loss is a scalar, computed in float32 or finer.
+
+        The predictions are `Masked` where Keras masks them.
+        """
         y_pred, state, penalty = self.predict(weights, state, x, training)
         with self._operations():
             wide = tf.nest.map_structure(_at_least_float32, y_pred)
