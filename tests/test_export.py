@@ -236,22 +236,23 @@ def test_what_a_card_cannot_hold_is_refused(about, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class Pair(keras.Model):
-    """A subclassed model of two inputs, whose output is in a dict."""
+class Scores(keras.Model):
+    """A subclassed model of one input or the sum of several, whose output is in a dict."""
 
     def __init__(self):
         super().__init__()
         self.head = keras.layers.Dense(3)
 
     def call(self, inputs):
-        return {"scores": self.head(inputs[0] + inputs[1])}
+        return {"scores": self.head(sum(inputs) if isinstance(inputs, tuple) else inputs)}
 
 
-def test_subclassed_models_of_other_structure_are_refused_in_a_sentence(tmp_path):
-    model = Pair()
-    model((np.zeros((2, 5), "float32"),) * 2)
+@pytest.mark.parametrize("several, end", [(True, "inputs"), (False, "outputs")])
+def test_subclassed_models_of_other_structure_are_refused_in_a_sentence(several, end, tmp_path):
+    model, x = Scores(), np.zeros((2, 5), "float32")
+    model((x, x) if several else x)
     learner = mg.MetaLearner(model, lambda y, p: tf.reduce_mean((y - p["scores"]) ** 2), mg.inner.GradientDescent(1))
-    with pytest.raises(ValueError, match="one tensor of inputs .* Received: shapes unknown"):
+    with pytest.raises(ValueError, match=f"one tensor of {end} .* Received: shapes unknown"):
         mg.export(learner, tmp_path / "model")
 
 
