@@ -109,6 +109,16 @@ class TaskReader:
                 )
         return weights
 
+    def check_model(self) -> None:
+        """Raise `ValueError` where the model has other trainable weights than it had."""
+        if [id(v) for v in self.model.trainable_variables] != [id(v) for v in self.variables]:
+            raise ValueError(
+                "The model must have the trainable weights that it had when the learner was made. Received: others, as "
+                "layers were frozen, thawed or changed since. Make a new mg.MetaLearner after that."
+            )
+
+    # Parts -------------------------------------------------------------------------------------------------------
+
     def _check_scores(self, loss: Any) -> None:
         """Raise where Keras would clip logits as if they were probabilities, and leave the loss without a gradient."""
         if "Crossentropy" not in self.keras_loss:
@@ -124,16 +134,6 @@ class TaskReader:
                     f"that it makes logits. Received: {self.keras_loss} with from_logits=False. Use keras.losses."
                     f'{self.keras_loss}(from_logits=True), or give the layer activation="softmax" or "sigmoid".'
                 )
-
-    def check_model(self) -> None:
-        """Raise `ValueError` where the model has other trainable weights than it had."""
-        if [id(v) for v in self.model.trainable_variables] != [id(v) for v in self.variables]:
-            raise ValueError(
-                "The model must have the trainable weights that it had when the learner was made. Received: others, as "
-                "layers were frozen, thawed or changed since. Make a new mg.MetaLearner after that."
-            )
-
-    # Parts -------------------------------------------------------------------------------------------------------
 
     def _arrays(self, name: str, part: Any) -> Any:
         """Return the part with its leaves as tensors or arrays of numbers; lists of numbers or examples are one."""
