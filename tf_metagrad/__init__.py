@@ -7,6 +7,7 @@ _versions.check()
 from tf_metagrad import bounds, data, estimators, inner, models, optimizers
 from tf_metagrad._distribution import make_strategy
 from tf_metagrad._table import Comparison
+from tf_metagrad._threads import share_cores
 from tf_metagrad._types import MetaGradient, Solution, Task
 from tf_metagrad.bounds import estimate_smoothness
 from tf_metagrad.comparison import compare_estimators
@@ -36,5 +37,6 @@ __all__ = [
     "models",
     "optimizers",
     "recommend",
+    "share_cores",
     "train",
 ]

@@ -91,6 +91,15 @@ def _learner(settings: Settings, estimator: mg.estimators.Estimator) -> mg.MetaL
     return learner
 
 
+def share_cores(settings: Settings) -> None:
+    """Let tasks that one CPU loops over run side by side, unless TensorFlow has begun in this process."""
+    way = settings["execution"]
+    looped = way == "loop" or (way == "auto" and TASKS[settings["task"]].looped)
+    if looped and settings["distribution"] == "none" and not tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):
+            mg.share_cores(settings["meta_batch"])
+
+
 def take_weights(model: keras.Model, run: str) -> None:
     """Give the model the weights that another run ended with.
 
@@ -115,6 +124,7 @@ def run(settings: Settings, options: Settings, termination: Any) -> None:
     """Train, evaluate, export; where the process is asked to terminate, training stops with a checkpoint."""
     if settings["deterministic"]:
         tf.config.experimental.enable_op_determinism()
+    share_cores(settings)
     schedule = make_schedule(settings)
     learner = make_learner(settings, schedule[0])
     if settings["initial_weights"] is not None:

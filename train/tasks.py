@@ -13,12 +13,14 @@ SEEDS = {"train": 0, "validation": 1_000_000, "test": 2_000_000}  # streams of t
 class TaskKind(NamedTuple):
     """`make_model(settings) -> (model, loss, metrics)`, and `make_tasks(split, sizes, options) -> dataset`.
 
-    `sizes` names the settings that `make_tasks` takes; seed and start come with them.
+    `sizes` names the settings that `make_tasks` takes; seed and start come with them. `looped`: on a CPU the tasks of
+    this net are looped over.
     """
 
     make_model: Callable
     make_tasks: Callable
     sizes: tuple[str, ...]
+    looped: bool = True
 
 
 def _classifier(model: keras.Model):
@@ -41,11 +43,13 @@ TASKS = {
         # validation draws its own tasks of the training examples
         lambda split, sizes, options: mg.data.mnist1d("test" if split == "test" else "train", **sizes),
         ("ways", "shots", "queries", "meta_batch"),
+        looped=False,
     ),
     "sinusoid": TaskKind(
         lambda s: (mg.models.mlp(), "mse", None),
         lambda split, sizes, options: mg.data.sinusoid(**sizes),
         ("shots", "queries", "meta_batch"),
+        looped=False,
     ),
     "omniglot": TaskKind(
         lambda s: _classifier(mg.models.conv2d(s["ways"], filters=s["filters"], pool=s["pool"])),

@@ -3,6 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,20 @@ def create_graph(work: Workload, theta: torch_nets.Weights, tasks: list[torch.Te
         gradients, query = through_the_loop(loss, work, theta, theta, task)
         total, losses = list(gradients) if total is None else torch._foreach_add(total, gradients), losses + query
     return dict(zip(theta, torch._foreach_div(total, work.tasks), strict=True)), losses / work.tasks
+
+
+def create_graph_in_threads(work: Workload, theta: torch_nets.Weights, tasks: list[torch.Tensor]):
+    """Return `(gradients, loss)`, as many tasks at a time as there are cores, each in a thread on one of them."""
+    loss, cores = functools.partial(task_loss, torch_nets.ONE[work.net]), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with futures.ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            run = functools.partial(through_the_loop, loss, work, theta, theta)
+            results = list(pool.map(run, zip(*tasks, strict=True)))
+    finally:
+        torch.set_num_threads(cores)
+    gradients = [sum(parts) / work.tasks for parts in zip(*(g for g, _ in results), strict=True)]
+    return dict(zip(theta, gradients, strict=True)), sum(q for _, q in results) / work.tasks
 
 
 def create_graph_batched(work: Workload, theta: torch_nets.Weights, tasks: list[torch.Tensor]):
@@ -119,6 +134,7 @@ def prepare(work: Workload, path: pathlib.Path, double: bool) -> tuple[dict[str,
         runs[name] = lambda: function(work, leaves, batch)
 
     add("create_graph, by task", create_graph, theta, batch)
+    add("create_graph, in threads", create_graph_in_threads, theta, batch)
     add("create_graph, batched", create_graph_batched, theta, batch)
     add("torch.func, by task", func_by_task, theta, batch)
     add("torch.func, vmap", func_vmap, theta, batch)

@@ -22,6 +22,11 @@ def prepare(library: str, work: workloads.Workload, path: pathlib.Path, double: 
     """Return the variants of a library, with its data and weights loaded, and its `vector` function."""
     if library == "ours":
         from peers import ours as peer
+
+        import tf_metagrad as mg
+
+        if work.net != "mlp":  # whose tasks are vectorised
+            mg.share_cores(work.tasks)
     elif library == "torch":
         from peers import torch_peer as peer
     else:
