@@ -1,6 +1,7 @@
 """Peak memory of one meta-gradient, three ways, each figure from a process of its own.
 
   python benchmarks/memory.py [--nets=omniglot,transformer] [--steps=5,50] [--estimators=...] [--shots=1] [--noxla]
+      [--store_activations=auto]
   python benchmarks/memory.py --sizes [--nets=channels16,...,length512]
 
 - tensors: the peak of live tensors with TensorFlow's own kernels, as its allocator counts it (tf_metagrad/_memory.py),
@@ -32,6 +33,7 @@ _STEPS = flags.DEFINE_list("steps", ["5", "50"], "Inner steps K.")
 _SHOTS = flags.DEFINE_integer("shots", 1, "Support examples a class.")
 _TASKS = flags.DEFINE_integer("tasks", 1, "Tasks.")
 _EXECUTION = flags.DEFINE_string("execution", None, "How tasks are run; by default loop, or map with XLA.")
+_STORE = flags.DEFINE_enum("store_activations", "auto", ["auto", "true", "false"], "Whether HVPs find them stored.")
 _XLA = flags.DEFINE_bool("xla", True, "Compile with XLA too; an unrolled tape takes long.")
 _COMPARE = flags.DEFINE_bool("sizes", False, "FOBMAML against FOMAML, over sizes.")
 _LIMIT = flags.DEFINE_integer("limit", 900, "Seconds a process may take; what took longer has no figure.")
@@ -55,6 +57,7 @@ def compiled(name: str, jit: bool, small: bool = False):
         model, 1 if small else queries, mg.estimators.parse(_ESTIMATORS.value), 1 if small else int(_STEPS.value[0]),
         _TASKS.value, 0.01, 1 if small else _SHOTS.value,
         execution=_EXECUTION.value or ("map" if jit else "loop"), jit_compile=jit,
+        store_activations={"auto": "auto", "true": True, "false": False}[_STORE.value],
     )  # fmt: skip
     function = learner.compiled_function("memory", 0, lambda t, s: learner.estimate(t, s)[:2])
     batch, seed = learner.check_tasks(batch), tf.constant(0, tf.int64)
@@ -92,7 +95,7 @@ def scratch(folder: str) -> dict[str, float]:
 
 def measure(name: str, estimator: str, steps: str) -> dict[str, float]:
     """Return all figures of one estimator, from processes of their own."""
-    passed = [f"--{flag.name}={flag.value}" for flag in (_SHOTS, _TASKS, _EXECUTION) if flag.value]
+    passed = [f"--{flag.name}={flag.value}" for flag in (_SHOTS, _TASKS, _EXECUTION, _STORE) if flag.value]
     command = [sys.executable, __file__, f"--nets={name}", f"--estimators={estimator}", f"--steps={steps}", *passed]
     figures = {}
     for kind in ("kernels", "xla") if _XLA.value else ("kernels",):

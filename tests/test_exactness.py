@@ -110,7 +110,7 @@ def test_recursion_equals_the_brute_force_sum(steps):
     )  # fmt: skip
     factors = [-h * d for h, d in zip(hessians, rates, strict=True)]
     for horizon in range(1, steps + 1):
-        path = SimpleNamespace(iterates=[tf.zeros([horizon, 4])], states=[], directions=[])
+        path = SimpleNamespace(iterates=[tf.zeros([horizon, 4])], states=[], directions=[], stored=None)
         for order in range(1, horizon + 1):
             result, _ = binomial(problem, path, [tf.constant(g)], order)
             assert relative_error(result, [binomial_sum(factors[steps - horizon :], order, g)]) < 1e-12
@@ -149,7 +149,7 @@ def test_binomial_equals_explicit_hessians_of_a_net(float64):
     assert relative_error(learner.meta_gradient(tasks).gradients, [np.mean(expected, axis=0)]) < 1e-12
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("tanh", 3), ("conv", 2), ("lstm", 2)])
+@pytest.mark.parametrize(("kind", "steps"), [("tanh", 3), ("conv", 2), pytest.param("lstm", 2, marks=pytest.mark.slow)])
 def test_limits_hold_exactly(float64, kind, steps):
     learner, tasks = learner_for(kind, steps, learn="per_layer_and_step")
 
@@ -223,12 +223,12 @@ def test_compiled_step_follows_weights_and_data(float64, way):
 def test_auto_chooses_by_the_kind_of_model(float64):
     chosen = {kind: learner_for(kind, execution="auto", jit_compile="auto")[0].execution for kind in
               ("tanh", "conv", "attention", "lstm")}  # fmt: skip
-    assert chosen["tanh"] == ("vectorize", True)
-    assert chosen["conv"] == chosen["attention"] == ("loop", False)
-    assert chosen["lstm"] == ("map", True)
+    assert chosen["tanh"][:2] == ("vectorize", True)
+    assert chosen["conv"] == chosen["attention"] == ("loop", False, "auto")
+    assert chosen["lstm"][:2] == ("map", True)
     logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     pooled = mg.MetaLearner(mg.models.conv1d(3), logits, mg.inner.GradientDescent(1))
-    assert pooled.execution == ("vectorize", False)  # float64: XLA lacks a derivative
+    assert pooled.execution[:2] == ("vectorize", False)  # float64: XLA lacks a derivative
     with pytest.raises(ValueError, match="max-pooling in float64"):
         learner_for("conv", jit_compile=True)
     with pytest.raises(ValueError, match="recurrent"):

@@ -108,6 +108,19 @@ def test_hvp_equals_central_differences(float64, name):
     assert np.allclose(
         ravel(gradient), ravel(parts[0].support_gradient(*parts[1:5], tuple(range(len(gradient))))[3]), atol=1e-12
     )
+    found = cut_in_two(*parts)
+    assert np.allclose(ravel(found[0]), ravel(gradient), rtol=0, atol=1e-12)
+    for factor, product in zip((1.0, -2.0), found[1:], strict=True):
+        assert np.linalg.norm(ravel(product) - factor * reference) < 1e-6 * np.linalg.norm(factor * reference)
+
+
+def cut_in_two(functions, weights, state, x, y, direction):
+    """Return the gradient, and two HVPs along the direction and -2 times it that share its activations."""
+    moving, fixed = (weights, state), ([], tf.convert_to_tensor(x), tf.convert_to_tensor(y))
+    parts = functions.linearization(moving, fixed, asked=True)
+    (gradient, *_), activations = parts.once(moving, fixed)
+    vectors = [[factor * d for d in direction] for factor in (1.0, -2.0)]
+    return gradient, *(parts.product(activations, moving, fixed, vector) for vector in vectors)
 
 
 @pytest.mark.parametrize("name", ["BatchNormalization", "LayerNormalization", "GroupNormalization"])

@@ -23,14 +23,22 @@ WAYS = ("vectorize", "map", "loop")
 
 
 class Execution(NamedTuple):
-    """How tasks are run (`"vectorize"`, `"map"`, `"loop"`), and whether XLA compiles the step."""
+    """How tasks are run, whether XLA compiles the step, and whether activations are stored for HVPs.
+
+    Attributes:
+        tasks: `"vectorize"`, `"map"` or `"loop"`.
+        jit_compile: whether XLA compiles the step.
+        store_activations: True, False, or `"auto"`: where it was faster and takes little memory, see `_curvature`.
+    """
 
     tasks: str
     jit_compile: bool
+    store_activations: bool | str = "auto"
 
 
 _RECURRENT = {"LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional", "LSTMCell", "GRUCell", "SimpleRNNCell"}
-_LARGE = {"Conv2D", "Conv3D", "EinsumDense"}  # attention is made of the last
+_CONVOLUTIONS = {"Conv2D", "Conv3D"}
+_LARGE = _CONVOLUTIONS | {"EinsumDense"}  # attention is made of the last
 _SMALL = {
     "Dense", "Conv1D", "Embedding", "BatchNormalization", "LayerNormalization", "GroupNormalization",
     "RMSNormalization",
@@ -40,6 +48,12 @@ _SMALL = {
 def _kinds(model: keras.Model) -> set[str]:
     """Return the class names of the layers with weights; a user's own class counts as its own name."""
     return {type(layer).__name__ for layer in model._flatten_layers() if layer._trainable_variables}
+
+
+def attends(model: keras.Model) -> bool:
+    """Return whether the model is made of attention, without convolutions of images."""
+    kinds = _kinds(model)
+    return "EinsumDense" in kinds and not kinds & _CONVOLUTIONS
 
 
 def _fastest(model: keras.Model) -> Execution:
@@ -63,7 +77,9 @@ def _xla_can(model: keras.Model) -> bool:
     return not (pools and (model.compute_dtype == "float64" or config.is_op_determinism_enabled()))
 
 
-def choose(tasks: str, jit_compile: bool | str, model: keras.Model) -> Execution:
+def choose(
+    tasks: str, jit_compile: bool | str, model: keras.Model, store_activations: bool | str = "auto"
+) -> Execution:
     """Resolve `"auto"` for this device and model.
 
     Raises:
@@ -73,9 +89,13 @@ def choose(tasks: str, jit_compile: bool | str, model: keras.Model) -> Execution
         raise ValueError(f'`execution` must be "auto", "vectorize", "map" or "loop". Received: execution={tasks!r}.')
     if jit_compile not in ("auto", True, False):
         raise ValueError(f'`jit_compile` must be "auto", True or False. Received: jit_compile={jit_compile!r}.')
+    if store_activations not in ("auto", True, False):
+        raise ValueError(
+            f'`store_activations` must be "auto", True or False. Received: store_activations={store_activations!r}.'
+        )
     fastest = _fastest(model)
     jit = fastest.jit_compile and tasks in ("auto", fastest.tasks) if jit_compile == "auto" else bool(jit_compile)
-    chosen = Execution(fastest.tasks if tasks == "auto" else tasks, jit)
+    chosen = Execution(fastest.tasks if tasks == "auto" else tasks, jit, store_activations)
     if jit and not _xla_can(model) and config.is_op_determinism_enabled():
         raise ValueError(
             "XLA has no deterministic gradient of max-pooling. Received: jit_compile=True with TensorFlow's "
@@ -110,7 +130,7 @@ class Compiled:
 
     def trace(self, *args: Any) -> tuple[Callable, Any]:
         """Return the compiled function for arguments like these, and the structure of its outputs; call it eagerly."""
-        key = _key(args)
+        key = signature(args)
         if key not in self._made:
             specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), args)
             concrete = self.plain.get_concrete_function(*specs)
@@ -125,7 +145,7 @@ class Compiled:
     def program(self, *args: Any) -> Callable:
         """Return `program(stage)`, XLA's program for arguments like these, as `tf.function` gives it."""
         self.trace(*args)
-        return self._programs[_key(args)].experimental_get_compiler_ir(*args)
+        return self._programs[signature(args)].experimental_get_compiler_ir(*args)
 
     def __call__(self, *args: Any) -> Any:
         """Run the function on tensors."""
@@ -136,12 +156,12 @@ class Compiled:
         return concrete._inference_function.call_preflattened(tf.nest.flatten(args))
 
 
-def _key(args: Any) -> Any:
+def signature(args: Any) -> Any:
     """Return the structure of the arguments, with shape and type in the place of tensors."""
     if isinstance(args, Mapping):
-        return tuple((name, _key(args[name])) for name in sorted(args))
+        return tuple((name, signature(args[name])) for name in sorted(args))
     if isinstance(args, tuple | list):
-        return (type(args), *map(_key, args))
+        return (type(args), *map(signature, args))
     return (args.shape, args.dtype)
 
 

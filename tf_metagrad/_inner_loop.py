@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_metagrad import _tree
-from tf_metagrad._inner_objective import inner_gradient
+from tf_metagrad._curvature import Stored
+from tf_metagrad._inner_objective import inner_gradient, pulled
+from tf_metagrad._linearization import Linearization
 from tf_metagrad._types import Params
 
 
@@ -36,8 +38,9 @@ class Path(NamedTuple):
         state: the model's non-trainable state after step K.
         iterates: phi^k of the last `keep` steps, stacked `[keep, ...]` or `Recorded`; so are the next three.
         states: the state that each of those steps read.
-        gradients: G_k of those steps; only where the rule turns them.
+        gradients: G_k of those steps; only where the rule turns them, or rates are learned and the HVPs are `stored`.
         slots: s_k of those steps; only where the rule has slots.
+        stored: what HVPs at those steps need, see `_curvature`; None where they compute it again.
         directions: u_k of the steps before those, stacked `[K - keep, ...]`; only where rates are learned.
         taken: steps taken, fewer than K where the tolerance stopped the loop; one number for each task.
         residual: |G| at phi^K, for each task; 0 where it is not measured.
@@ -51,6 +54,7 @@ class Path(NamedTuple):
     states: Params
     gradients: Params
     slots: Params
+    stored: Stored | None
     directions: Params
     taken: tf.Tensor
     residual: tf.Tensor
@@ -80,12 +84,23 @@ def start(problem: Any) -> Position:
     )  # fmt: skip
 
 
-def step_from(problem: Any, at: Position, step: tf.Tensor, perturbation: tf.Tensor | None = None):
-    """Return `(position after step k, G_k, u_k)`."""
-    gradient, state, loss = inner_gradient(problem, at.phi, at.state, perturbation)
+def step_from(
+    problem: Any, at: Position, step: tf.Tensor, perturbation: tf.Tensor | None = None,
+    parts: Linearization | None = None,
+):  # fmt: skip
+    """Return the position after step k, and what was found on the way, by the names of `Path`, with activations."""
+    activations = []
+    if parts is not None:
+        found, activations = parts.once((list(at.phi), list(at.state)), problem.fixed())
+        gradient, state, loss = pulled(problem, found[0], at.phi), *found[1:]
+    else:
+        gradient, state, loss = inner_gradient(problem, at.phi, at.state, perturbation)
     residual = _norm(problem, gradient) if problem.inner.tolerance else at.residual
     after, u = move(problem, at, step, gradient, state, loss, residual)
-    return after, gradient, u
+    return after, {
+        "iterates": at.phi, "states": at.state, "gradients": gradient, "slots": at.slots, "activations": activations,
+        "directions": u,
+    }  # fmt: skip
 
 
 def move(
@@ -105,7 +120,7 @@ def move(
 
 def path_to(problem: Any, at: Position) -> Path:
     """Return the path that ends here, with nothing recorded."""
-    return Path(at.phi, at.state, [], [], [], [], [], at.taken, at.residual, _failed_step(problem, at))
+    return Path(at.phi, at.state, [], [], [], [], None, [], at.taken, at.residual, _failed_step(problem, at))
 
 
 def _failed_step(problem: Any, at: Position) -> tf.Tensor:
@@ -114,18 +129,25 @@ def _failed_step(problem: Any, at: Position) -> tf.Tensor:
     return tf.where(lost, problem.steps, at.failed_step)
 
 
-def adapt(problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None, stacked: bool = True) -> Path:
+def adapt(
+    problem: Any, keep: int = 0, perturbation: tf.Tensor | None = None, stacked: bool = True,
+    parts: Linearization | None = None,
+) -> Path:  # fmt: skip
     """Run the K inner steps, recording the last `keep` iterates, stacked or `Recorded`; see `Problem.adapt`."""
-    first = problem.steps - keep
-    before = "directions" if problem.learns_rates else None
-    at, directions = _run(problem, start(problem), range(first), before, perturbation)
-    at, kept = _run(problem, at, range(first, problem.steps), "iterates", perturbation, stacked)
+    first, at = problem.steps - keep, start(problem)
+    before = {"directions": at.phi} if problem.learns_rates else {}
+    at, recorded = _run(problem, at, range(first), before, perturbation)
+    wanted = {"iterates": at.phi, "states": at.state}
+    if problem.inner.turns:
+        wanted |= {"gradients": at.phi, "slots": at.slots}
+    elif parts and problem.learns_rates:
+        wanted |= {"gradients": at.phi}
+    if parts:
+        wanted |= {"activations": parts.activations}
+    at, kept = _run(problem, at, range(first, problem.steps), wanted, perturbation, stacked, parts)
+    stored = Stored(parts, kept.pop("activations")) if parts else None
     residual = _final_residual(problem, at, perturbation)
-    parts, first = [], 0
-    for like in (at.phi, at.state, at.phi if problem.inner.turns else [], at.slots):
-        parts.append(kept[first : first + len(like)])
-        first += len(like)
-    return Path(at.phi, at.state, *parts, directions, at.taken, residual, _failed_step(problem, at))
+    return path_to(problem, at)._replace(**recorded, **kept, stored=stored, residual=residual)
 
 
 def _norm(problem: Any, gradient: Params) -> tf.Tensor:
@@ -145,29 +167,30 @@ def _final_residual(problem: Any, at: Position, perturbation: tf.Tensor | None) 
 
 
 def _run(
-    problem: Any, at: Position, steps: range, record: str | None, perturbation: tf.Tensor | None, stacked: bool = True
-):
-    """Run the given steps; return the position, and the recorded tensors, stacked over the steps or not.
+    problem: Any, at: Position, steps: range, wanted: dict[str, Any], perturbation: tf.Tensor | None,
+    stacked: bool = True, parts: Linearization | None = None,
+):  # fmt: skip
+    """Run the given steps; return the position, and what was recorded, stacked over the steps or not.
 
-    A loop that records nothing ends as soon as every task has reached the tolerance.
+    `wanted` has tensors like those to record, by the names of `Path`, and activations, which are never stacked. A loop
+    that records nothing ends as soon as every task has reached the tolerance.
     """
     if not steps:
-        return at, []
-    turned = [*at.phi, *at.slots] if problem.inner.turns else []
-    like = {"directions": at.phi, "iterates": [*at.phi, *at.state, *turned], None: []}[record]
-    arrays = [tf.TensorArray(t.dtype, len(steps), element_shape=t.shape) for t in like]
+        return at, {}
+    arrays = tf.nest.map_structure(lambda t: tf.TensorArray(t.dtype, len(steps), element_shape=t.shape), wanted)
 
     def condition(step, at, arrays):
-        going = problem.inner.tolerance == 0 or record is not None or tf.reduce_any(at.active)
+        going = problem.inner.tolerance == 0 or bool(wanted) or tf.reduce_any(at.active)
         return (step < steps.stop) & going
 
     def body(step, at, arrays):
         with tf.name_scope("inner_step"):
-            after, gradient, u = step_from(problem, at, step, perturbation)
-            turned = [*gradient, *at.slots] if problem.inner.turns else []
-            values = {"directions": u, "iterates": [*at.phi, *at.state, *turned], None: []}[record]
-            arrays = [a.write(step - steps.start, t) for a, t in zip(arrays, values, strict=True)]
-        return step + 1, after, arrays
+            at, found = step_from(problem, at, step, perturbation, parts)
+            arrays = {
+                name: [a.write(step - steps.start, t) for a, t in zip(own, found[name], strict=True)]
+                for name, own in arrays.items()
+            }
+        return step + 1, at, arrays
 
     first = tf.constant(steps.start)
     if problem.awaited:  # by the counter: a copy of the weights would be held while the loop runs
@@ -175,4 +198,7 @@ def _run(
     _, at, arrays = tf.while_loop(
         condition, body, (first, at, arrays), maximum_iterations=len(steps), parallel_iterations=1
     )
-    return at, [a.stack() if stacked else Recorded(a) for a in arrays]
+    return at, {
+        name: [a.stack() if stacked and name != "activations" else Recorded(a) for a in own]
+        for name, own in arrays.items()
+    }

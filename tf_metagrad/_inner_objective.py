@@ -26,10 +26,14 @@ def inner_gradient(problem: Any, phi: Params, state: Params, perturbation: tf.Te
         gradient, new_state, loss = problem.support_gradient(phi, state)
         late = _tree.after(gradient, phi)
         gradient = _tree.add(gradient, _query_slope(problem, late, state, perturbation))
-    if problem.inner.proximal:
-        pull = _tree.scale(problem.weight(), _tree.subtract(late, problem.initial()))
-        gradient = _tree.add(gradient, pull)
-    return gradient, new_state, loss
+    return pulled(problem, gradient, late), new_state, loss
+
+
+def pulled(problem: Any, gradient: Params, phi: Params) -> Params:
+    """Return the gradient at phi with that of the proximal term, if there is one."""
+    if not problem.inner.proximal:
+        return gradient
+    return _tree.add(gradient, _tree.scale(problem.weight(), _tree.subtract(phi, problem.initial())))
 
 
 def _query_slope(problem: Any, phi: Params, state: Params, perturbation: tf.Tensor) -> list[tf.Tensor]:

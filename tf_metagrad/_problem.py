@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_metagrad import _execution, _inner_loop, _tree
+from tf_metagrad import _curvature, _execution, _inner_loop, _tree
 from tf_metagrad._inner_loop import Path
 from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Params, Task
@@ -122,8 +122,7 @@ class Problem:
 
     def merged(self, adapting: Params, shared: Params) -> list[tf.Tensor]:
         """Return the full list made of what belongs to weights that adapt and to those that don't."""
-        full = dict(zip([*self.functions.adapting, *self.shared], [*adapting, *shared], strict=True))
-        return [full[i] for i in range(len(self.theta))]
+        return self.functions.merged(adapting, shared)
 
     def initial(self) -> list[tf.Tensor]:
         """Return phi^0: theta's adapting weights, repeated for each task where stacked."""
@@ -131,13 +130,20 @@ class Problem:
 
     def _full(self, phi: Params) -> list[tf.Tensor]:
         """Return all weights around phi; where stacked, the shared ones are repeated as well."""
-        shared = [self.theta[i] for i in self.shared]
+        return self.merged(phi, self._shared_weights(phi))
+
+    def _shared_weights(self, phi: Params) -> list[tf.Tensor]:
+        """Return the weights that do not adapt, for as many tasks as phi has."""
         if self.offset is not None:
             full = self._theta()
-            shared = [full[i] for i in self.shared]
-        elif self.stacked:
-            shared = [tf.broadcast_to(t, [phi[0].shape[0], *t.shape]) for t in shared]
-        return self.merged(phi, shared)
+            return [full[i] for i in self.shared]
+        shared = [self.theta[i] for i in self.shared]
+        return [tf.broadcast_to(t, [phi[0].shape[0], *t.shape]) for t in shared] if self.stacked else shared
+
+    def fixed(self):
+        """Return what the support loss depends on that is the same at every step."""
+        shared = self._shared_weights(self.adapting(self._theta())) if self.shared else []
+        return shared, self.task.support_x, self.task.support_y
 
     def mean(self, tensors: Params) -> list[tf.Tensor]:
         """Return the mean over the tasks, each multiplied by its share."""
@@ -226,9 +232,15 @@ class Problem:
 
     # The inner loop ----------------------------------------------------------------------------------------------
 
-    def adapt(self, keep: int = 0, perturbation: tf.Tensor | None = None, stacked: bool = True) -> Path:
-        """Run the K inner steps, recording the last `keep` iterates; `perturbation` is nu, see `_inner_objective`."""
-        return _inner_loop.adapt(self, keep, perturbation, stacked)
+    def adapt(
+        self, keep: int = 0, perturbation: tf.Tensor | None = None, stacked: bool = True, products: bool = False
+    ) -> Path:
+        """Run the K inner steps, recording the last `keep` iterates; `perturbation` is nu, see `_inner_objective`.
+
+        With `products`, HVPs at the recorded steps follow, and their activations may be stored, see `_curvature`.
+        """
+        parts = _curvature.linearization(self, keep) if products else None
+        return _inner_loop.adapt(self, keep, perturbation, stacked, parts)
 
     def diagnostics(self, path: Path, **more: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return how the inner loop went, for each task, and what the estimator adds.

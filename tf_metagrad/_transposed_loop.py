@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_metagrad import _tree
+from tf_metagrad._curvature import at_step
 from tf_metagrad._inner_loop import Path
 from tf_metagrad._types import Params
 
@@ -47,28 +48,28 @@ def adjoint_at_end(problem: Any, query_gradient: Params) -> Adjoint:
 
 def transposed_step(problem: Any, path: Path, index: tf.Tensor, step: tf.Tensor, adjoint: Adjoint) -> Adjoint:
     """Walk back over step k, the entry `index` of the recorded ones; see the module."""
-    phi, state = _tree.at(path.iterates, index), _tree.at(path.states, index)
     v, rates = problem.adapting(adjoint.weights), problem.rates_at(step)
     alpha = _common(problem, rates)
     if alpha is not None:
-        gradient, product = problem.hessian_product(phi, state, v)
+        gradient, product = at_step(problem, path, index, v)
         weights = _tree.subtract(adjoint.weights, _tree.scale(alpha, product))  # H v first: a pass over v less
-        share = problem.rate_gradients(step, problem.adapting(gradient), adjoint.weights)
+        share = problem.rate_gradients(step, gradient, adjoint.weights)
         return Adjoint(weights, [], [], _tree.add(adjoint.hyperparameters, share))
     cotangent = [-d * x for d, x in zip(rates, v, strict=True)]  # of u_k
     if problem.inner.tolerance:
         cotangent = _tree.scale(step < path.taken, cotangent)
     v_g, w, u = cotangent, [], None
-    if path.gradients:
+    if problem.inner.turns:
         v_g, w, u = _transposed_rule(problem, path, index, step, cotangent, adjoint.slots)
-    gradient, product = problem.hessian_product(phi, state, v_g)
+    gradient, product = at_step(problem, path, index, v_g)
     weights, theta = _tree.add(adjoint.weights, product), adjoint.theta
     if problem.inner.proximal:
         pull = _tree.scale(problem.weight(), v_g)
         weights, theta = problem.add_to_adapting(weights, pull), _tree.subtract(theta, pull)
-        share = problem.weight_gradient(_tree.dot(v_g, _tree.subtract(phi, problem.initial()), problem.stacked))
+        moved = _tree.subtract(_tree.at(path.iterates, index), problem.initial())
+        share = problem.weight_gradient(_tree.dot(v_g, moved, problem.stacked))
     else:
-        share = problem.rate_gradients(step, problem.adapting(gradient) if u is None else u, adjoint.weights)
+        share = problem.rate_gradients(step, gradient if u is None else u, adjoint.weights)
     return Adjoint(weights, w, theta, _tree.add(adjoint.hyperparameters, share))
 
 

@@ -19,11 +19,13 @@ default.
 """
 
 import dataclasses
+import functools
 
 import keras
 import tensorflow as tf
 
 from tf_metagrad import _tree
+from tf_metagrad._curvature import in_parallel
 from tf_metagrad._inner_loop import Path
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
@@ -40,21 +42,23 @@ def binomial(problem: Problem, path: Path, query_gradient: Params, truncation: i
     if L == 0:
         return query_gradient, recorded_rate_gradients(problem, path, query_gradient)
     parallel = C - L + 1
-    curvatures = tf.function(problem.parallel_curvature, autograph=False)  # traced once, called at every level
+    curvatures = tf.function(functools.partial(in_parallel, problem, path), autograph=False)  # one trace for all levels
     level = [tf.repeat(g[None], parallel, axis=0) for g in query_gradient]  # v_0[k+1], k = L-1 .. C-1
     for l in range(1, L + 1):  # noqa: E741
         steps = slice(L - l, C - l + 1)
-        phi, state = [p[steps] for p in path.iterates], [s[steps] for s in path.states]
+        recorded = (path.iterates, path.states) if path.stored is None else ([], [])
+        index = tf.range(C)[steps]
         with tf.name_scope(f"hvp_level_{l}"):
-            gradients, products = curvatures(phi, state, first + tf.range(C)[steps], level)
+            point = tf.nest.map_structure(lambda t, steps=steps: t[steps], recorded)
+            gradients, products = curvatures(point, index, first + index, level)
         last = _tree.at(level, -1)  # v_{l-1}[C-l+1] = v_l[C-l+1]
-        share = problem.rate_gradients(tf.constant(first + C - l), problem.adapting(_tree.at(gradients, -1)), last)
+        share = problem.rate_gradients(tf.constant(first + C - l), _tree.at(gradients, -1), last)
         rate_gradients = _tree.add(rate_gradients, share)
         level = [
             v[None] - scale * tf.cumsum(h, axis=0, reverse=True) for v, h in zip(last, products, strict=True)
         ]  # v_l[k], k = L-l .. C-l
     for k in range(C - L if problem.learned else 0):
-        gradient, adjoint = problem.adapting(_tree.at(gradients, k)), _tree.at(level, k + 1)
+        gradient, adjoint = _tree.at(gradients, k), _tree.at(level, k + 1)
         rate_gradients = _tree.add(rate_gradients, problem.rate_gradients(tf.constant(first + k), gradient, adjoint))
     adjoint = _tree.at(level, 0)
     return adjoint, _tree.add(rate_gradients, recorded_rate_gradients(problem, path, adjoint))
@@ -100,7 +104,7 @@ class BinomMAML(Estimator):
 
     def estimate(self, problem: Problem) -> Estimate:
         """See `Estimator.estimate`."""
-        path = problem.adapt(keep=problem.steps if self.truncation else 0)
+        path = problem.adapt(keep=problem.steps if self.truncation else 0, products=not problem.stacked)
         query = problem.query(path.end, path.state)
         scale = self.truncation / problem.steps if self.rescale else 1.0
         adjoint, rate_gradients = binomial(problem, path, query.gradient, self.truncation, scale)
@@ -148,7 +152,7 @@ class BinomTruncMAML(Estimator):
 
     def estimate(self, problem: Problem) -> Estimate:
         """See `Estimator.estimate`."""
-        path = problem.adapt(keep=self.horizon if self.truncation else 0)
+        path = problem.adapt(keep=self.horizon if self.truncation else 0, products=not problem.stacked)
         query = problem.query(path.end, path.state)
         adjoint, rate_gradients = binomial(problem, path, query.gradient, self.truncation)
         return Estimate(problem.mean(adjoint), rate_gradients, query, problem.diagnostics(path))

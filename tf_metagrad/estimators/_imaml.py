@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _tree
+from tf_metagrad._curvature import at_point
 from tf_metagrad._linear_solve import SOLVERS
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad.estimators._base import Estimator, check_proximal, check_small
@@ -72,9 +73,7 @@ class IMAML(Estimator):
         path = problem.adapt()
         query = problem.query(path.end, path.state)
         weight = problem.weight()
-
-        def hessian(vector):
-            return problem.hessian_product(path.end, path.state, vector)[1]
+        hessian = at_point(problem, path.end, path.state)
 
         def operator(vector):
             return _tree.add(vector, _tree.scale(1 / weight, problem.adapting(hessian(vector))))

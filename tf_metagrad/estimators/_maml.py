@@ -42,7 +42,7 @@ def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate
         at, total = _inner_loop.start(problem), 0.0
         for step in range(problem.steps):
             with tf.name_scope("inner_step"):
-                at, _, _ = _inner_loop.step_from(problem, at, tf.constant(step))
+                at, _ = _inner_loop.step_from(problem, at, tf.constant(step))
             if step_weights and step_weights[step]:
                 total += step_weights[step] * problem.query_loss(at.phi, at.state).loss
         query = problem.query_loss(at.phi, at.state)
@@ -127,7 +127,7 @@ class MAML(Estimator):
         """See `Estimator.estimate`."""
         if self.mode == "unrolled":
             return unrolled(problem, self.step_weights)
-        path = problem.adapt(keep=problem.steps, stacked=False)
+        path = problem.adapt(keep=problem.steps, stacked=False, products=True)
         query = problem.query(path.end, path.state)
         if self.step_weights:
             gradients = multi_step(problem, path, query, self.step_weights)

@@ -96,7 +96,7 @@ class TruncMAML(Estimator):
 
     def estimate(self, problem: Problem) -> Estimate:
         """See `Estimator.estimate`."""
-        path = problem.adapt(keep=self.truncation, stacked=False)
+        path = problem.adapt(keep=self.truncation, stacked=False, products=True)
         query = problem.query(path.end, path.state)
         gradients = backpropagate(problem, path, query.gradient, self.truncation)
         return Estimate(*gradients, query, problem.diagnostics(path))

@@ -70,6 +70,7 @@ def peak(model: keras.Model, text: str, settings: dict[str, Any]) -> float:
         parse(text),
         execution="map",
         jit_compile=False,
+        store_activations=False,  # the mixed mode that the paper compares with
     )
     task = make_task(model, settings)
     learner.meta_gradient(task)
