@@ -211,6 +211,7 @@ def test_side_effects_are_not_cut(float64, caplog):
     assert "cannot be stored: it has stateful operations, PyFunc" in caplog.text
 
 
-def test_the_choice_is_checked():
-    with pytest.raises(ValueError, match="`store_activations` must be .* Received: store_activations='always'"):
-        learner_for("tanh", store_activations="always")
+@pytest.mark.parametrize("choice", ["always", 1, None])
+def test_the_choice_is_checked(choice):
+    with pytest.raises(ValueError, match=f"`store_activations` must be .* Received: store_activations={choice!r}"):
+        learner_for("tanh", store_activations=choice)

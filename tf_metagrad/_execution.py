@@ -89,7 +89,7 @@ def choose(
         raise ValueError(f'`execution` must be "auto", "vectorize", "map" or "loop". Received: execution={tasks!r}.')
     if jit_compile not in ("auto", True, False):
         raise ValueError(f'`jit_compile` must be "auto", True or False. Received: jit_compile={jit_compile!r}.')
-    if store_activations not in ("auto", True, False):
+    if not (isinstance(store_activations, bool) or store_activations == "auto"):
         raise ValueError(
             f'`store_activations` must be "auto", True or False. Received: store_activations={store_activations!r}.'
         )
