@@ -11,7 +11,7 @@ def share_cores(tasks: int) -> None:
     """Let each task of a batch have its share of the cores, for nets whose tasks are looped over on a CPU.
 
     TensorFlow runs several tasks at once and, unless told otherwise, every operation of each on all cores, where they
-    wait for each other. With 2 cores and 2 or 4 tasks a step of exact MAML takes 0.6 to 0.9 of the time. To be called
+    wait for each other. With 2 cores and 2 or 4 tasks a step of exact MAML takes 0.5 to 0.9 of the time. To be called
     before TensorFlow begins: before the first tensor, model, dataset or `make_strategy`. `train/train.py` does. It sets
     TensorFlow's intra-op threads, whatever they were set to before. The number of cores that an operation takes decides
     about the order of its sums, so that results differ in the last digits.
