@@ -45,7 +45,7 @@ def compiled(name: str, jit: bool, small: bool = False):
     """Return what runs one meta-gradient by the flags' estimator, or compiles it with XLA, and the weights' bytes."""
     import keras
     import tensorflow as tf
-    from nets import few_shot, net, transformer
+    from nets import STORES, few_shot, net, transformer
 
     import tf_metagrad as mg
 
@@ -57,7 +57,7 @@ def compiled(name: str, jit: bool, small: bool = False):
         model, 1 if small else queries, mg.estimators.parse(_ESTIMATORS.value), 1 if small else int(_STEPS.value[0]),
         _TASKS.value, 0.01, 1 if small else _SHOTS.value,
         execution=_EXECUTION.value or ("map" if jit else "loop"), jit_compile=jit,
-        store_activations={"auto": "auto", "true": True, "false": False}[_STORE.value],
+        store_activations=STORES[_STORE.value],
     )  # fmt: skip
     function = learner.compiled_function("memory", 0, lambda t, s: learner.estimate(t, s)[:2])
     batch, seed = learner.check_tasks(batch), tf.constant(0, tf.int64)

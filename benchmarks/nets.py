@@ -18,6 +18,7 @@ from keras import layers
 import tf_metagrad as mg
 
 WAYS = 5
+STORES = {"auto": "auto", "true": True, "false": False}  # values of the flags `--store_activations`
 
 
 def transformer(length: int = 128, width: int = 128, outputs: int = WAYS) -> keras.Model:

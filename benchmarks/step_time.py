@@ -15,7 +15,7 @@ import time
 import keras
 import tensorflow as tf
 from absl import app, flags
-from nets import few_shot, net, omniglot
+from nets import STORES, few_shot, net, omniglot
 
 import tf_metagrad as mg
 
@@ -33,10 +33,10 @@ def main(argv: list[str]) -> None:
     """Time each estimator, one after the other, alternating step by step."""
     if _SHARE.value:
         mg.share_cores(_TASKS.value)
-    updates, stores = {}, {"auto": "auto", "true": True, "false": False}
+    updates = {}
     for text, store in itertools.product(_ESTIMATORS.value.split(";"), _STORE.value):
         estimator = mg.estimators.parse(text)
-        options = {"tasks": _TASKS.value, "execution": _EXECUTION.value, "store_activations": stores[store]}
+        options = {"tasks": _TASKS.value, "execution": _EXECUTION.value, "store_activations": STORES[store]}
         if _NET.value == "omniglot":
             learner, batch = omniglot(estimator, pool=_POOL.value, **options)
         else:
