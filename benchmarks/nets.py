@@ -30,14 +30,14 @@ def transformer(length: int = 128, width: int = 128, outputs: int = WAYS) -> ker
     return keras.Model(start, layers.Dense(outputs)(layers.GlobalAveragePooling1D()(x)))
 
 
-def net(name: str) -> tuple[keras.Model, int]:
+def net(name: str, pool: bool = True) -> tuple[keras.Model, int]:
     """Return a net by name, and the queries a class of its tasks; see the module."""
     kind, number = re.fullmatch(r"([a-z]+)(\d*)", name).groups()
     if kind in ("transformer", "length"):
         return transformer(int(number or 128)), 5
     if kind == "small":
         return mg.models.conv2d(WAYS, (14, 14, 1), filters=16, blocks=2), 5
-    return mg.models.conv2d(WAYS, filters=int(number or 64)), 15
+    return mg.models.conv2d(WAYS, filters=int(number or 64), pool=pool), 15
 
 
 def few_shot(

@@ -1,7 +1,7 @@
 """Time from the call to the end of the first meta-update, and the median of the next 100.
 
 python benchmarks/step_time.py [--estimators="MAML;BinomMAML(1)"] [--net=omniglot] [--nopool] [--tasks=4] [--steps=100]
-    [--store_activations=false,true]
+    [--store_activations=false,true] [--adapt=all,head] [--shots=1]
 """
 
 import os
@@ -15,13 +15,15 @@ import time
 import keras
 import tensorflow as tf
 from absl import app, flags
-from nets import STORES, few_shot, net, omniglot
+from nets import STORES, few_shot, net
 
 import tf_metagrad as mg
 
 _ESTIMATORS = flags.DEFINE_string("estimators", "MAML;FOMAML;BinomMAML(1);BinomMAML(2)", "Separated by semicolons.")
 _NET = flags.DEFINE_string("net", "omniglot", "See nets.py.")
 _STORE = flags.DEFINE_list("store_activations", ["auto"], "Whether HVPs find activations stored: auto, true, false.")
+_ADAPT = flags.DEFINE_list("adapt", ["all"], "What adapts: all, or the head, which is the last layer.")
+_SHOTS = flags.DEFINE_integer("shots", 1, "Support examples a class.")
 _POOL = flags.DEFINE_bool("pool", True, "Max-pooling, or convolutions of stride 2.")
 _TASKS = flags.DEFINE_integer("tasks", 4, "Tasks in a meta-update.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Meta-updates after the first.")
@@ -34,14 +36,14 @@ def main(argv: list[str]) -> None:
     if _SHARE.value:
         mg.share_cores(_TASKS.value)
     updates = {}
-    for text, store in itertools.product(_ESTIMATORS.value.split(";"), _STORE.value):
+    for text, store, adapt in itertools.product(_ESTIMATORS.value.split(";"), _STORE.value, _ADAPT.value):
         estimator = mg.estimators.parse(text)
-        options = {"tasks": _TASKS.value, "execution": _EXECUTION.value, "store_activations": STORES[store]}
-        if _NET.value == "omniglot":
-            learner, batch = omniglot(estimator, pool=_POOL.value, **options)
-        else:
-            keras.utils.set_random_seed(0)
-            learner, batch = few_shot(*net(_NET.value), estimator, **options)
+        keras.utils.set_random_seed(0)
+        model, queries = net(_NET.value, _POOL.value)
+        learner, batch = few_shot(
+            model, queries, estimator, tasks=_TASKS.value, shots=_SHOTS.value, execution=_EXECUTION.value,
+            store_activations=STORES[store], adapt=model.layers[-1].name if adapt == "head" else adapt,
+        )  # fmt: skip
         batch, seed = learner.check_tasks(batch), tf.constant(0, tf.int64)
 
         def update(learner=learner, batch=batch, seed=seed):
@@ -49,18 +51,19 @@ def main(argv: list[str]) -> None:
             learner.update(batch, seed)[0].numpy()
             return time.perf_counter() - start
 
-        updates[text, store] = update, update(), estimator.hvps(5), learner.execution
+        updates[text, adapt, store] = update, update(), estimator.hvps(5), learner.execution
     times = {key: [] for key in updates}
     for _ in range(_STEPS.value):
         for key, (update, *_) in updates.items():
             times[key].append(update())
     print(
-        "| estimator | stored | HVPs a task | first step (s) | median step (ms) | run as |\n|---|---|---|---|---|---|"
+        "| estimator | adapts | stored | HVPs a task | first step (s) | median step (ms) | run as |\n"
+        "|---|---|---|---|---|---|---|"
     )
-    for (text, store), (_, first, hvps, execution) in updates.items():
+    for (text, adapt, store), (_, first, hvps, execution) in updates.items():
         way = f"{execution.tasks}{', XLA' if execution.jit_compile else ''}"
-        median = 1e3 * statistics.median(times[text, store])
-        print(f"| {text} | {store} | {hvps} | {first:.1f} | {median:.0f} | {way} |")
+        median = 1e3 * statistics.median(times[text, adapt, store])
+        print(f"| {text} | {adapt} | {store} | {hvps} | {first:.1f} | {median:.0f} | {way} |")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def linearization(problem: Any, steps: int) -> Linearization | None:
 
 def _parts(problem: Any) -> Linearization | None:
     asked = problem.execution.store_activations is True
-    return problem.functions.linearization((problem.initial(), list(problem.state)), problem.fixed(), asked)
+    return problem.support.functions.linearization((problem.initial(), list(problem.state)), problem.fixed(), asked)
 
 
 def _examples(problem: Any, part: str) -> int | None:

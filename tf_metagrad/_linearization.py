@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_metagrad._graphs import dependent_on, inputs_of, leading_to
+
 _FEW = 1024  # numbers; what one operation makes of fewer takes less time than to be stored
 _VIEWS = {"ExpandDims", "Identity", "Reshape", "Squeeze", "Unpack"}
 _ONE_PASS = {"AddV2", "Cast", "Mul", "Neg", "RealDiv", "Square", "Sub"}
@@ -53,7 +55,7 @@ def linearize(
     specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), arguments)
     traced = tf.function(function, autograph=False).get_concrete_function(*specs)
     graph, (product, others) = _Graph(traced), traced.structured_outputs
-    inputs = tf.nest.pack_sequence_as(arguments, traced.inputs[: len(tf.nest.flatten(arguments))])
+    inputs = inputs_of(traced, arguments)
     cut = _cut(graph.operations, tf.nest.flatten(inputs[2]), tf.nest.flatten(product))
     given = {t.ref() for t in traced.inputs}  # captured tensors are among them
     values = [_static_value(t) for t in cut]
@@ -106,7 +108,7 @@ class _Graph:
         feeds, values, wanted = (tf.nest.flatten(x) for x in (feeds, values, fetches))
         places = {inner.name: tf.identity(outer) for outer, inner in self._captures}
         places |= {t.name: value for t, value in zip(feeds, values, strict=True)}
-        needed = {op.name: op for op in _leading_to(wanted, stop=lambda t: t.name in places)}
+        needed = {op.name: op for op in leading_to(wanted, stop=lambda t: t.name in places)}
         part = tf.compat.v1.GraphDef(versions=self._definition.versions, library=self._definition.library)
         part.node.extend(node for node in self._definition.node if node.name in needed)
         read = {t.name for op in needed.values() for t in op.inputs} & places.keys()
@@ -117,24 +119,10 @@ class _Graph:
         return tf.nest.pack_sequence_as(fetches, outputs)
 
 
-def _leading_to(wanted: list[tf.Tensor], stop: Callable[[tf.Tensor], bool]) -> list[tf.Operation]:
-    """Return the operations that the wanted tensors depend on, not going beyond those where `stop`."""
-    found, waiting = {}, [t for t in wanted if not stop(t)]
-    while waiting:
-        op = waiting.pop().op
-        if op.name not in found:
-            found[op.name] = op
-            waiting += [t for t in op.inputs if not stop(t)]
-    return list(found.values())
-
-
 def _cut(operations: list[tf.Operation], vector: list[tf.Tensor], product: list[tf.Tensor]) -> list[tf.Tensor]:
     """Return tensors that do not depend on the vector, and that together with it give the product."""
-    dependent = {t.ref() for t in vector}
-    for op in operations:  # in the order of their making: inputs come before what reads them
-        if any(t.ref() in dependent for t in op.inputs):
-            dependent |= {t.ref() for t in op.outputs}
-    reading = _leading_to(product, stop=lambda t: t.ref() not in dependent)
+    dependent = dependent_on(vector, operations)
+    reading = leading_to(product, stop=lambda t: t.ref() not in dependent)
     read = [*product, *(t for op in reading for t in op.inputs)]
     cut = {t.ref(): t for t in read if t.ref() not in dependent}
     waiting = list(cut.values())

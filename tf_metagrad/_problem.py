@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_metagrad import _curvature, _execution, _inner_loop, _tree
 from tf_metagrad._inner_loop import Path
+from tf_metagrad._support import Support
 from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Params, Task
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
@@ -74,6 +75,7 @@ class Problem:
         self.learns_rates = bool(self.learned) and not inner.proximal
         self.offset: Params | None = None
         self.awaited: Params = ()
+        self.support = self._support()
 
     # Weights -----------------------------------------------------------------------------------------------------
 
@@ -81,6 +83,7 @@ class Problem:
         """Return the problem around theta + offset; where stacked, each task has its own offset."""
         problem = copy.copy(self)
         problem.offset = offset
+        problem.support = problem._support()
         return problem
 
     def after(self, others: Params) -> "Problem":
@@ -91,15 +94,22 @@ class Problem:
         problem.theta = self.merged(self.adapting(self.theta), _tree.after(others, shared) if shared else [])
         return problem
 
-    def inlined(self) -> "Problem":
-        """Return the problem, whose support gradient is traced anew at every call.
+    def whole(self) -> "Problem":
+        """Return the problem for a tape through the inner steps: no part of the support loss is computed ahead.
 
-        A tape hands the shapes in a function's graph to the gradient's function as tensors, and XLA needs constants.
+        For XLA the support gradient is traced anew at every call: a tape hands the shapes in a function's graph to the
+        gradient's function as tensors, and XLA needs constants.
         """
-        problem = copy.copy(self)
-        problem.functions = copy.copy(self.functions)
-        problem.functions.support_gradient = self.functions.support_gradient.python_function
+        problem, functions = copy.copy(self), copy.copy(self.functions)
+        if self.execution.jit_compile:
+            functions.support_gradient = functions.support_gradient.python_function
+        problem.support = self._support(functions, cut=False)
         return problem
+
+    def _support(self, functions: TaskFunctions | None = None, cut: bool = True) -> Support:
+        return Support(
+            functions or self.functions, self._theta(), self.state, self.task.support_x, self.task.support_y, cut
+        )
 
     def _theta(self) -> list[tf.Tensor]:
         """Return all weights of the initialisation, for each task where stacked."""
@@ -128,6 +138,12 @@ class Problem:
         """Return phi^0: theta's adapting weights, repeated for each task where stacked."""
         return self.adapting(self._theta())
 
+    @property
+    def held(self) -> list[int]:
+        """The indices of all that the inner loop holds constant: the shared weights, and the features behind them."""
+        count = len(self.theta)
+        return [*self.shared, *range(count, count + len(self.support.features))]
+
     def _full(self, phi: Params) -> list[tf.Tensor]:
         """Return all weights around phi; where stacked, the shared ones are repeated as well."""
         return self.merged(phi, self._shared_weights(phi))
@@ -142,8 +158,17 @@ class Problem:
 
     def fixed(self):
         """Return what the support loss depends on that is the same at every step."""
-        shared = self._shared_weights(self.adapting(self._theta())) if self.shared else []
-        return shared, self.task.support_x, self.task.support_y
+        weights, x, y = self.support.arguments(self._theta())
+        return [weights[i] for i in self.held], x, y
+
+    def total(self, gradients: Params) -> list[tf.Tensor]:
+        """Return the gradients of theta, the mean over the tasks; what reached features goes on to shared weights."""
+        count = len(self.theta)
+        gradients, reached = list(gradients[:count]), gradients[count:]
+        if reached:
+            for i, share in zip(self.shared, self.support.pulled_back(reached), strict=True):
+                gradients[i] += share
+        return self.mean(gradients)
 
     def mean(self, tensors: Params) -> list[tf.Tensor]:
         """Return the mean over the tasks, each multiplied by its share."""
@@ -153,11 +178,11 @@ class Problem:
 
     # Derivatives -------------------------------------------------------------------------------------------------
 
-    def support_gradient(self, phi: Params, state: Params, shared_only: bool = False):
-        """Return `(gradient, new_state, loss)` on the support set, for the adapting or only for the shared weights."""
-        wrt = tuple(self.shared if shared_only else self.functions.adapting)
-        x, y = self.task.support_x, self.task.support_y
-        loss, state, _, gradient = self.functions.support_gradient(self._full(phi), state, x, y, wrt)
+    def support_gradient(self, phi: Params, state: Params, held_only: bool = False):
+        """Return `(gradient, new_state, loss)` on the support set, for the adapting weights or what is `held`."""
+        wrt = tuple(self.held if held_only else self.functions.adapting)
+        weights, x, y = self.support.arguments(self._full(phi))
+        loss, state, _, gradient = self.support.functions.support_gradient(weights, state, x, y, wrt)
         return gradient, state, loss
 
     def query(self, phi: Params, state: Params, wrt: tuple[int, ...] | None = None) -> Query:
@@ -173,12 +198,13 @@ class Problem:
         return Query(loss, predictions, [], state)
 
     def hessian_product(self, phi: Params, state: Params, vector: Params):
-        """Return the support gradient at phi and H v, both for all weights; v is one tensor for each adapting one."""
+        """Return the support gradient at phi and H v, for all weights; v has one tensor for each adapting one."""
         return self.curvature(phi, state, vector)[:2]
 
     def curvature(self, phi: Params, state: Params, vector: Params):
         """Return what `hessian_product` does, the new state, and the support loss."""
-        return self.functions.curvature(self._full(phi), state, self.task.support_x, self.task.support_y, vector)
+        weights, x, y = self.support.arguments(self._full(phi))
+        return self.support.functions.curvature(weights, state, x, y, vector)
 
     def _curvature(self, phi: Params, state: Params, step: tf.Tensor, adjoint: Params):
         return self.hessian_product(phi, state, _tree.multiply(self.rates_at(step), self.adapting(adjoint)))
@@ -194,8 +220,8 @@ class Problem:
         count = steps.shape[0]
         vectors = [_tree.multiply(self.rates_at(steps[i]), self.adapting(_tree.at(adjoint, i))) for i in range(count)]
         vector = [tf.concat(parts, axis=0) for parts in zip(*vectors, strict=True)]
-        x, y = tf.nest.map_structure(lambda t: tf.concat([t] * count, 0), (self.task.support_x, self.task.support_y))
-        results = self.functions.curvature(self._full(_merge(phi)), _merge(state), x, y, vector)[:2]
+        weights, x, y = self.support.arguments(self._full(_merge(phi)), count)
+        results = self.support.functions.curvature(weights, _merge(state), x, y, vector)[:2]
         return tf.nest.map_structure(lambda t: tf.reshape(t, [count, -1, *t.shape[1:]]), results)
 
     # Hyperparameters ---------------------------------------------------------------------------------------------

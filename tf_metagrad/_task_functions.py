@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tf_metagrad import _execution
+from tf_metagrad import _execution, _frozen
 from tf_metagrad._hvp import HessianVectorProduct, value_and_gradient
 from tf_metagrad._linearization import Inseparable, Linearization, linearize
 from tf_metagrad._model import FunctionalModel
@@ -40,6 +40,7 @@ class TaskFunctions:
         self.query_gradient = tf.function(functools.partial(self._gradient, "query_gradient"), **options)
         self.curvature = tf.function(self._curvature, **options)
         self._linearizations: dict[Any, Linearization | None] = {}
+        self._frozen: dict[Any, Frozen | None] = {}
 
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
         """Return `(total, (losses, new_state, predictions))`."""
@@ -69,6 +70,22 @@ class TaskFunctions:
             )
         return gradient, product, state, loss
 
+    def frozen(self, weights: Params, state: Params, x: Any, y: Any) -> "Frozen | None":
+        """Return the support loss in two parts, made once for arguments like these; None where there is but one.
+
+        See `_frozen`. Where tasks are stacked, so are the arguments.
+        """
+        arguments = list(weights), list(state), x, y
+        if self.model.per_step or not _frozen.possible(self.model.model, self.adapting):
+            return None
+        key = _execution.signature(arguments)
+        if key not in self._frozen:
+            first = 1 if self.model.vectorized else 0
+            specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape[first:], t.dtype), arguments)
+            plan = _frozen.plan(self.model, *specs[:2], self.adapting, *specs[2:])
+            self._frozen[key] = Frozen(self, plan) if plan else None
+        return self._frozen[key]
+
     def linearization(self, moving: Any, fixed: Any, asked: bool) -> Linearization | None:
         """Return the HVP cut in two, made once for arguments like these: `(phi, state)` and `Problem.fixed()`.
 
@@ -97,3 +114,52 @@ class TaskFunctions:
         """Return the full list made of what belongs to weights that adapt and to those that don't."""
         full, others = dict(zip(self.adapting, adapting, strict=True)), iter(shared)
         return [full[i] if i in full else next(others) for i in range(len(adapting) + len(shared))]
+
+
+class Frozen:
+    """A support loss in two parts, see `_frozen`: features, computed once for a task, and functions of them.
+
+    Attributes:
+        functions: gradient and HVP of h; its weights are those of the model, and then the features that depend on
+            shared weights. In the place of x it takes x and the other features.
+        features: `features(weights, state, x, y)` returns the former and the latter.
+        pulled_back: `pulled_back(weights, state, x, y, cotangents) -> gradients`, of the shared weights.
+    """
+
+    def __init__(self, functions: TaskFunctions, plan: _frozen.Plan):
+        """Trace nothing yet."""
+        self._parts, self._plan = functions, plan
+        self.functions = TaskFunctions(_FromFeatures(functions.model, plan), functions.adapting, functions.kernels)
+        options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+        self.features = tf.function(self._features, **options)
+        self.pulled_back = tf.function(self._pulled_back, **options)
+
+    def _features(self, weights, state, x, y):
+        def features(arguments):
+            return self._plan.features(lambda: model.loss(*arguments, training=True))
+
+        model, arguments = self._parts.model, (list(weights), list(state), x, y)
+        with tf.name_scope("features"), self._parts.kernels():
+            return _execution.map_over(features, arguments, "vectorize") if model.vectorized else features(arguments)
+
+    def _pulled_back(self, weights, state, x, y, cotangents):
+        shared = [w for i, w in enumerate(weights) if i not in set(self._parts.adapting)]
+        with tf.name_scope("features_gradient"), tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(shared)
+            values, _ = self._features(weights, state, x, y)
+        zero = tf.UnconnectedGradients.ZERO
+        gradients = tape.gradient(values, shared, list(cotangents), unconnected_gradients=zero)
+        return [tf.convert_to_tensor(g) for g in gradients]
+
+
+class _FromFeatures:
+    """A `FunctionalModel` that begins at features; see `Frozen.functions`."""
+
+    def __init__(self, model: FunctionalModel, plan: _frozen.Plan):
+        self._model, self._plan = model, plan
+        self.model, self.vectorized, self.narrow = model.model, model.vectorized, model.narrow
+
+    def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
+        count, (x, constants) = len(weights) - self._plan.count, x
+        with self._plan.answered([*weights[count:], *constants]):
+            return self._model.loss(weights[:count], state, x, y, training)

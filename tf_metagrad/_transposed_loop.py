@@ -35,7 +35,7 @@ class Adjoint(NamedTuple):
 
     def gradient(self, problem: Any) -> list[tf.Tensor]:
         """Return the gradient with respect to theta, the mean over the tasks."""
-        return problem.mean(problem.add_to_adapting(self.weights, self.theta) if self.theta else self.weights)
+        return problem.total(problem.add_to_adapting(self.weights, self.theta) if self.theta else self.weights)
 
 
 def adjoint_at_end(problem: Any, query_gradient: Params) -> Adjoint:
@@ -43,7 +43,7 @@ def adjoint_at_end(problem: Any, query_gradient: Params) -> Adjoint:
     adapting = problem.adapting(query_gradient)
     slots = _tree.zeros_like(problem.inner.initial_slots(adapting))
     theta = _tree.zeros_like(adapting) if problem.inner.proximal else []
-    return Adjoint(list(query_gradient), slots, theta, _tree.zeros_like(problem.learned))
+    return Adjoint(problem.support.widened(query_gradient), slots, theta, _tree.zeros_like(problem.learned))
 
 
 def transposed_step(problem: Any, path: Path, index: tf.Tensor, step: tf.Tensor, adjoint: Adjoint) -> Adjoint:

@@ -37,7 +37,8 @@ class MetaLearner(TaskModel):
         inner: the inner optimiser, e.g. `mg.inner.GradientDescent(steps=5, learning_rate=0.01)`.
         estimator: how the meta-gradient is computed; may be reassigned at any time.
         adapt: `"all"`, or the name or names of the layers that adapt (ANIL); the other weights are shared by all
-            tasks and are trained by the meta-gradient only.
+            tasks and are trained by the meta-gradient only. What no adapting weight reaches is computed once for a
+            task, see `_frozen`.
         normalization: `"batch"`: BatchNormalization uses the statistics of the batch at hand, in adaptation and in
             prediction, as MAML does, so predictions on a query set depend on the whole set. `"stored"`: it uses the
             model's stored averages. `"per_step"`: batch statistics in meta-training, where they update averages of

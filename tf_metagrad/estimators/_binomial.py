@@ -43,7 +43,8 @@ def binomial(problem: Problem, path: Path, query_gradient: Params, truncation: i
         return query_gradient, recorded_rate_gradients(problem, path, query_gradient)
     parallel = C - L + 1
     curvatures = tf.function(functools.partial(in_parallel, problem, path), autograph=False)  # one trace for all levels
-    level = [tf.repeat(g[None], parallel, axis=0) for g in query_gradient]  # v_0[k+1], k = L-1 .. C-1
+    v_0 = problem.support.widened(query_gradient)
+    level = [tf.repeat(g[None], parallel, axis=0) for g in v_0]  # v_0[k+1], k = L-1 .. C-1
     for l in range(1, L + 1):  # noqa: E741
         steps = slice(L - l, C - l + 1)
         recorded = (path.iterates, path.states) if path.stored is None else ([], [])
@@ -108,7 +109,7 @@ class BinomMAML(Estimator):
         query = problem.query(path.end, path.state)
         scale = self.truncation / problem.steps if self.rescale else 1.0
         adjoint, rate_gradients = binomial(problem, path, query.gradient, self.truncation, scale)
-        return Estimate(problem.mean(adjoint), rate_gradients, query, problem.diagnostics(path))
+        return Estimate(problem.total(adjoint), rate_gradients, query, problem.diagnostics(path))
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -155,4 +156,4 @@ class BinomTruncMAML(Estimator):
         path = problem.adapt(keep=self.horizon if self.truncation else 0, products=not problem.stacked)
         query = problem.query(path.end, path.state)
         adjoint, rate_gradients = binomial(problem, path, query.gradient, self.truncation)
-        return Estimate(problem.mean(adjoint), rate_gradients, query, problem.diagnostics(path))
+        return Estimate(problem.total(adjoint), rate_gradients, query, problem.diagnostics(path))

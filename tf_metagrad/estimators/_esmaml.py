@@ -83,7 +83,7 @@ class ESMAML(Estimator):
             maximum_iterations=self.pairs, parallel_iterations=1,
         )  # fmt: skip
         diagnostics = problem.diagnostics(path) | {"inner_failed_step": failed}
-        return Estimate(problem.mean(gradients), [], query, diagnostics)
+        return Estimate(problem.total(gradients), [], query, diagnostics)
 
 
 def _noise(problem: Problem, seed: tf.Tensor, pair: tf.Tensor) -> list[tf.Tensor]:

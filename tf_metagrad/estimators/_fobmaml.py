@@ -70,7 +70,7 @@ def step_aware_perturbation(steps: int) -> float:
 def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     """Return the estimate by finite differences in nu."""
     initial, sums, held = problem.initial(), [], []  # sums: of slopes and of shares
-    shared = [tf.zeros([], initial[0].dtype) for _ in problem.shared]
+    shared = [tf.zeros([], initial[0].dtype) for _ in problem.held]
     penalty, diagnostics = 0.0, {}
     for point, slope, share in zip(*_STENCILS[scheme], strict=True):
         nu, slope = tf.constant(point * perturbation, initial[0].dtype), slope / perturbation
@@ -78,7 +78,7 @@ def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
         waiting = problem.after([*known, *shared]) if known else problem  # one after the other
         path = waiting.adapt(perturbation=nu if point else None)
         away = _tree.subtract(path.end, initial)
-        if problem.shared:
+        if problem.held:
             shared = _tree.add(shared, _tree.scale(slope, _shared_gradient(problem, path, nu)))
         penalty += slope * _tree.dot(away, away, problem.stacked) / 2
         found = problem.diagnostics(path)
@@ -92,7 +92,7 @@ def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     moved, mean = sums
     query = problem.after([*moved, *shared]).query(_tree.add(initial, mean), path.state, ())
     gradients = problem.merged(_tree.scale(-problem.weight(), moved), shared)
-    return Estimate(problem.mean(gradients), problem.weight_gradient(penalty), query, diagnostics)
+    return Estimate(problem.total(gradients), problem.weight_gradient(penalty), query, diagnostics)
 
 
 def _weighted(a: float, x: Params, b: float, y: Params) -> list[tf.Tensor]:
@@ -101,10 +101,10 @@ def _weighted(a: float, x: Params, b: float, y: Params) -> list[tf.Tensor]:
 
 def _shared_gradient(problem: Problem, path: Path, nu: tf.Tensor) -> list[tf.Tensor]:
     """Return the gradient of nu f + f-hat with respect to the weights that do not adapt."""
-    support, *_ = problem.support_gradient(path.end, path.state, shared_only=True)
+    support, *_ = problem.support_gradient(path.end, path.state, held_only=True)
     waiting = _tree.after(support, path.end)
     query = problem.query(waiting, path.state, tuple(problem.shared))
-    return _tree.add(support, _tree.scale(nu, query.gradient))
+    return _tree.add(support, problem.support.widened(_tree.scale(nu, query.gradient)))
 
 
 def tangent(problem: Problem) -> Estimate:
@@ -129,14 +129,14 @@ def tangent(problem: Problem) -> Estimate:
         (tf.constant(0), at, _tree.zeros_like(at.phi)), maximum_iterations=problem.steps, parallel_iterations=1,
     )  # fmt: skip
     query = problem.query(at.phi, at.state, tuple(problem.shared))
-    shared = query.gradient
-    if problem.shared:
+    shared = problem.support.widened(query.gradient)
+    if problem.held:
         product = problem.curvature(at.phi, at.state, t)[1]
-        shared = _tree.add(shared, [product[i] for i in problem.shared])
+        shared = _tree.add(shared, [product[i] for i in problem.held])
     gradients = problem.merged(_tree.scale(-weight, t), shared)
     away = _tree.subtract(at.phi, problem.initial())
     learned = problem.weight_gradient(_tree.dot(away, t, problem.stacked))
-    return Estimate(problem.mean(gradients), learned, query, problem.diagnostics(path_to(problem, at)))
+    return Estimate(problem.total(gradients), learned, query, problem.diagnostics(path_to(problem, at)))
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")

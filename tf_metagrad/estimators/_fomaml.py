@@ -38,4 +38,4 @@ class FOMAML(Estimator):
         path = problem.adapt()
         query = problem.query(path.end, path.state)
         learned = recorded_rate_gradients(problem, path, query.gradient)
-        return Estimate(problem.mean(query.gradient), learned, query, problem.diagnostics(path))
+        return Estimate(problem.total(query.gradient), learned, query, problem.diagnostics(path))

@@ -83,12 +83,13 @@ class IMAML(Estimator):
         v, _, iterations = SOLVERS[self.solver](
             operator, q, self.iterations, self.tolerance, relaxation, problem.stacked
         )
-        rest = _tree.subtract(query.gradient, _tree.scale(1 / weight, hessian(v)))  # q - H v / lambda, for all weights
+        q_all = problem.support.widened(query.gradient)
+        rest = _tree.subtract(q_all, _tree.scale(1 / weight, hessian(v)))  # q - H v / lambda, for all weights
         gap = _tree.subtract(problem.adapting(rest), v)
         lengths = [tf.sqrt(_tree.dot(a, a, problem.stacked)) for a in (gap, q)]
-        gradients = problem.merged(v, [rest[i] for i in problem.shared])
+        gradients = problem.merged(v, [rest[i] for i in problem.held])
         moved = _tree.subtract(path.end, problem.initial())
         learned = problem.weight_gradient(-_tree.dot(moved, v, problem.stacked) / weight)
         residual = tf.math.divide_no_nan(*lengths)  # the true one: the solver's own drifts by rounding
         diagnostics = problem.diagnostics(path, solver_residual=residual, solver_iterations=iterations)
-        return Estimate(problem.mean(gradients), learned, query, diagnostics)
+        return Estimate(problem.total(gradients), learned, query, diagnostics)

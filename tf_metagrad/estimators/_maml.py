@@ -35,8 +35,7 @@ _MODES = ("mixed", "unrolled")
 
 def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate:
     """Return the exact meta-gradient by one tape through all inner steps."""
-    if problem.execution.jit_compile:
-        problem = problem.inlined()
+    problem = problem.whole()
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch([problem.theta, problem.learned])
         at, total = _inner_loop.start(problem), 0.0
@@ -64,7 +63,7 @@ def multi_step(problem: Problem, path: Path, query: Query, step_weights: tuple[f
             phi, state = _tree.at(path.iterates, step), _tree.at(path.states, step)
             adjoint = transposed_step(problem, path, step, step, adjoint)
             judged = _tree.scale(weights[step - 1], problem.query(phi, state).gradient)  # phi^k is judged by w_k
-            return step - 1, adjoint._replace(weights=_tree.add(adjoint.weights, judged))
+            return step - 1, adjoint._replace(weights=_tree.add(adjoint.weights, problem.support.widened(judged)))
 
     adjoint = adjoint_at_end(problem, _tree.scale(weights[last], query.gradient))
     if last:

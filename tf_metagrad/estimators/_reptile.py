@@ -46,4 +46,4 @@ class Reptile(Estimator):
         moved = _tree.subtract(problem.initial(), path.end)
         length = problem.inner.learning_rate * tf.cast(tf.maximum(path.taken, 1), moved[0].dtype)
         gradients = problem.merged(_tree.scale(1 / length, moved), query.gradient)
-        return Estimate(problem.mean(gradients), [], query, problem.diagnostics(path))
+        return Estimate(problem.total(gradients), [], query, problem.diagnostics(path))
