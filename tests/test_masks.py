@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 from test_exactness import check_against_differences
 
@@ -65,3 +66,31 @@ def test_all_padding_is_no_loss():
 def test_meta_gradient_through_masks(loss, execution, float64):
     learner = mg.MetaLearner(net(), loss, mg.inner.GradientDescent(3, 0.3), execution=execution, jit_compile=False)
     check_against_differences(learner, tasks_of("float64"))
+
+
+def test_several_outputs_and_a_task_that_is_left_out():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((4,), dtype="int32")
+    hidden = layers.Dense(2, "tanh")(layers.Embedding(5, 3, mask_zero=True)(x))
+    ends = {
+        "a": layers.Dense(1, name="a")(hidden),
+        "b": layers.Dense(1, name="b")(layers.GlobalAveragePooling1D()(hidden)),
+    }
+    model, mse, tasks = keras.Model(x, ends), keras.losses.MeanSquaredError(), tasks_of()
+    support_y, query_y = ({"a": y, "b": y[:, :, 0]} for y in (np.copy(tasks.support_y), tasks.query_y))
+    support_y["b"][1] = 1e30
+    tasks = tasks._replace(support_y=support_y, query_y=query_y)
+    learner = mg.MetaLearner(
+        model, lambda y, p: mse(y["a"], p["a"]) + mse(y["b"], p["b"]), mg.inner.GradientDescent(1, 1e-9)
+    )
+    metrics = {end: ["mse", "mae"] for end in ends}
+    learner.compile(keras.optimizers.SGD(0.0), metrics=metrics)
+    stream = tf.data.Dataset.from_tensors(tasks)
+    found = mg.train(learner, stream, 1, on_nonfinite="skip", verbose=0).history
+    assert found.pop("skipped_tasks") == [1]
+    model.compile("sgd", {end: mse for end in ends}, metrics=metrics)
+    alone = {end: y[0] for end, y in query_y.items()}
+    expected = model.evaluate(tasks.query_x[0], alone, verbose=0, return_dict=True)
+    assert len(found) == 5 and {name: value for name, (value,) in found.items()} == pytest.approx(
+        {name: expected[name] for name in found}, rel=1e-5
+    )

@@ -93,6 +93,7 @@ def runs() -> dict[str, dict]:
         estimator=mg.estimators.MAML(), inner=learned, optimizer=OPTIMIZERS["sngdm"], normalization="per_step",
         adapt=["head"],
     )  # fmt: skip
+    found["features"] = dict(estimator=mg.estimators.MAML(), inner=plain, optimizer=OPTIMIZERS["sngdm"], adapt=["head"])
     found["xla"] = dict(estimator=mg.estimators.MAML(), inner=learned, optimizer=OPTIMIZERS["adam"], jit_compile=True)
     return found
 
