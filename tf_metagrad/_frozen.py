@@ -10,127 +10,26 @@ in which z stands beside the shared weights psi. What reaches z at all the steps
     d/dpsi l_trn = d/dpsi h + (db/dpsi)^T d/dz h.
 
 The cut runs between calls of Keras layers. A call stays in the loop if what it returns depends on an adapting weight or
-on state that changes (Dropout's seeds), if it adds a loss, or if its layer changes state. BatchNormalization may: no
-call that writes its averages reads them.
+on state that changes (Dropout's seeds); if it adds a loss, or changes state other than BatchNormalization's averages;
+if anything but what it returns is read elsewhere; or if the user's code differentiates around it. Nothing is cut where
+z would be larger than what it is made of, psi and x: an adjoint of its size goes along.
 """
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 from absl import logging
+from tensorflow.python.ops import gradients_util
 
-from tf_metagrad import _masks
+from tf_metagrad._features import Call, Plan, recorded
 from tf_metagrad._graphs import dependent_on, inputs_of, leading_to
 from tf_metagrad._second_order import substituted
 from tf_metagrad._types import Params
-
-
-@dataclasses.dataclass
-class _Call:
-    """A call of a layer while a model is traced; `size` counts it and the calls that it makes."""
-
-    layer: keras.layers.Layer
-    size: int = 0
-    outputs: Any = None
-    adds_loss: bool = False
-
-    def leaves(self) -> list[tf.Tensor | None]:
-        """Return the tensors that the call returned, and then the mask of each or None."""
-        leaves = tf.nest.flatten(self.outputs)
-        return [*leaves, *map(_masks.mask_of, leaves)]
-
-
-class Plan:
-    """Which calls of a model's layers are answered with features.
-
-    Attributes:
-        calls: all calls, in their order; of those that make others, it comes first.
-        answers: specifications of the leaves of each call that is answered, by its number.
-        kept: `(number of the call, number of the leaf)` of each feature; the other leaves are read by nobody.
-        count: how many of the features, the first ones, depend on shared weights; the others are constants.
-    """
-
-    def __init__(self, calls: list[_Call], answers: dict[int, list[Any]], kept: list[tuple[int, int]], count: int):
-        """Store the parts; see the class."""
-        self.calls, self.answers, self.kept, self.count = calls, answers, kept, count
-
-    def features(self, run: Callable[[], Any]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Return the features of `run()`, a call of the model: those that depend on shared weights, and the others."""
-        calls: list[_Call] = []
-        with _recorded(calls):
-            run()
-        found = [calls[call].leaves()[leaf] for call, leaf in self.kept]
-        return [_wide(z) for z in found[: self.count]], found[self.count :]
-
-    @contextlib.contextmanager
-    def answered(self, features: Sequence[tf.Tensor]) -> Iterator[None]:
-        """In this scope the calls are answered with the features."""
-        known = dict(zip(self.kept, features, strict=True))
-        number = 0
-
-        def call(original, layer, *args, **kwargs):
-            nonlocal number
-            here, made = number, self.calls[number]
-            if made.layer is not layer:
-                raise RuntimeError(f"The model called {layer.name!r} where it had called {made.layer.name!r}.")
-            if here not in self.answers:
-                number += 1
-                return original(layer, *args, **kwargs)
-            number += made.size
-            leaves = [_answer(spec, known.get((here, i))) for i, spec in enumerate(self.answers[here])]
-            pairs = zip(leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :], strict=True)
-            return tf.nest.pack_sequence_as(made.outputs, [_masks.copied(*pair) for pair in pairs])
-
-        with _intercepted(call):
-            yield
-
-
-def _wide(z: tf.Tensor) -> tf.Tensor:
-    """Return features of 16 bits as float32: what reaches them is summed over the steps."""
-    return tf.cast(z, tf.float32) if z.dtype in (tf.float16, tf.bfloat16) else z
-
-
-def _answer(spec: tf.TensorSpec | None, feature: tf.Tensor | None) -> tf.Tensor | None:
-    """Return a feature as the layer returned it; zeros where nobody reads it."""
-    if spec is None:
-        return None
-    if feature is not None:
-        return tf.cast(feature, spec.dtype)
-    zeros = tf.zeros([size or 1 for size in spec.shape], spec.dtype)
-    return zeros if spec.shape.is_fully_defined() else tf.compat.v1.placeholder_with_default(zeros, spec.shape)
-
-
-@contextlib.contextmanager
-def _intercepted(function: Callable) -> Iterator[None]:
-    """In this scope `function(original, layer, ...)` gets the calls of layers, but those in the body of a loop."""
-    graph = tf.compat.v1.get_default_graph()
-
-    def call(original, layer, *args, **kwargs):
-        if tf.compat.v1.get_default_graph() is not graph:
-            return original(layer, *args, **kwargs)
-        return function(original, layer, *args, **kwargs)
-
-    with substituted(keras.layers.Layer, "__call__", call):
-        yield
-
-
-@contextlib.contextmanager
-def _recorded(calls: list[_Call]) -> Iterator[None]:
-    """In this scope calls of layers are added to the list, a call before those that it makes."""
-
-    def call(original, layer, *args, **kwargs):
-        made, first, losses = _Call(layer), len(calls), len(layer.losses)
-        calls.append(made)
-        made.outputs = original(layer, *args, **kwargs)
-        made.size, made.adds_loss = len(calls) - first, len(layer.losses) > losses
-        return made.outputs
-
-    with _intercepted(call):
-        yield
+from tf_metagrad._user_derivatives import user_derivatives
 
 
 def possible(model: keras.Model, adapting: Sequence[int]) -> bool:
@@ -141,7 +40,7 @@ def possible(model: keras.Model, adapting: Sequence[int]) -> bool:
 
 
 def plan(model: Any, weights: Params, state: Params, adapting: Sequence[int], x: Any, y: Any) -> Plan | None:
-    """Return which calls to answer with features, or None where no layer with weights is among them.
+    """Return which calls to answer with features, or None where it is not worth it, or cannot be done.
 
     Args:
         model: the `FunctionalModel`.
@@ -151,80 +50,135 @@ def plan(model: Any, weights: Params, state: Params, adapting: Sequence[int], x:
         x: of the examples of a support set.
         y: of their targets.
     """
-    arguments = list(weights), list(state), x, y
-    calls: list[_Call] = []
+    try:
+        return _plan(model, (list(weights), list(state), x, y), adapting)
+    except Exception as error:  # the user's code, which may take features for something else; without them it runs
+        logging.info("What frozen layers compute is computed at every inner step: %s", error)
+        return None
 
-    def recorded(*arguments):
-        with _recorded(calls):
+
+def _plan(model: Any, arguments: Any, adapting: Sequence[int]) -> Plan | None:
+    calls: list[Call] = []
+
+    def whole(*arguments):
+        with user_derivatives(), recorded(calls):
             return model.loss(*arguments, training=True)
 
     def rest(features, *arguments):
         with Plan(calls, answers, kept, 0).answered(features):
             return model.loss(*arguments, training=True)
 
-    with tf.init_scope():
-        traced = tf.function(recorded, autograph=False).get_concrete_function(*arguments)
-        answers = _constant_calls(calls, model.model, traced, arguments, adapting)
-        if not any(calls[number].layer.weights for number in answers):
-            return None
-        kept = [(number, i) for number, specs in answers.items() for i, spec in enumerate(specs) if spec is not None]
-        specs = [answers[number][i] for number, i in kept]
-        try:
-            shorter = tf.function(rest, autograph=False).get_concrete_function(specs, *arguments)
-            meet = any(getattr(outer, "graph", None) is traced.graph for outer, _ in shorter.graph.captures)
-            error = "layers meet in another way than by what they return" if meet else None
-        except Exception as raised:  # the user's code, which took the features for something else
-            error = raised
-    if error:
-        logging.info("What frozen layers compute is computed at every inner step: %s.", error)
+    with _symbolic_gradients() as symbolic:
+        trace = _Trace(tf.function(whole, autograph=False).get_concrete_function(*arguments), arguments, adapting)
+    answers = trace.constant_calls(calls, model.model)
+    if symbolic or not any(calls[number].layer.weights for number in answers):
         return None
-    read = {t.ref() for op in leading_to(shorter.outputs, stop=lambda t: False) for t in op.outputs}
+    kept = [(number, i) for number, specs in answers.items() for i, spec in enumerate(specs) if spec is not None]
+    specs = [answers[number][i] for number, i in kept]
+    shorter = tf.function(rest, autograph=False).get_concrete_function(specs, *arguments)
+    effects = [t for op in shorter.graph.get_operations() if op.op_def.is_stateful for t in op.inputs]
+    read = {t.ref() for op in leading_to([*shorter.outputs, *effects], lambda t: False) for t in op.outputs}
     features = inputs_of(shorter, (specs, *arguments))[0]
     kept = [key for key, t in zip(kept, features, strict=True) if t.ref() in read]
-    values = {(number, i): calls[number].leaves()[i] for number, i in kept}
-    shared = _dependent(traced, [t for i, t in enumerate(traced.inputs[: len(weights)]) if i not in set(adapting)])
-    learned = [key for key, z in values.items() if z.dtype.is_floating and z.ref() in shared]
+    learned = [(number, i) for number, i in kept if trace.learned(calls[number].leaves()[i])]
+    if _size(answers[number][i] for number, i in learned) > trace.size:
+        return None
     for call in calls:  # let go of the graph
         call.outputs = tf.nest.map_structure(lambda _: 0, call.outputs)
     return Plan(calls, answers, learned + [key for key in kept if key not in learned], len(learned)) if kept else None
 
 
-def _constant_calls(calls: list[_Call], model: keras.Model, traced: Any, arguments: Any, adapting: Sequence[int]):
-    """Return the outermost calls that are the same at every step: by number, the specifications of their leaves."""
-    weights, state, *_ = inputs_of(traced, arguments)
-    _, (after, _) = traced.structured_outputs
-    written = [i for i, (a, b) in enumerate(zip(state, after, strict=True)) if _source(b) is not a]
-    random = [t for op in traced.graph.get_operations() if op.op_def.is_stateful for t in op.outputs]
-    changing = _dependent(traced, [weights[i] for i in adapting] + [state[i] for i in written] + random)
-    averages = {id(v) for layer in model._flatten_layers() if _normalizes(layer) for v in layer.variables}
-    changed = {id(v) for i, v in enumerate(model.non_trainable_variables) if i in set(written)} - averages
+@contextlib.contextmanager
+def _symbolic_gradients() -> Iterator[list[bool]]:
+    """Yield a list that has an entry for each call of `tf.gradients` in the scope."""
+    found: list[bool] = []
 
-    def constant(call):
+    def call(original, *args, **kwargs):
+        found.append(True)
+        return original(*args, **kwargs)
+
+    with substituted(gradients_util, "_GradientsHelper", call):
+        yield found
+
+
+def _size(tensors: Iterable[Any]) -> int:
+    """Return how many numbers there are; an axis of unknown size counts as one."""
+    return sum(math.prod(size or 1 for size in t.shape) for t in tensors)
+
+
+class _Trace:
+    """The support loss, traced, and what depends on what in it.
+
+    Attributes:
+        size: how many numbers the weights that do not adapt have, and the examples.
+    """
+
+    def __init__(self, traced: Any, arguments: Any, adapting: Sequence[int]):
+        self._graph, self._outputs = traced.graph, traced.outputs
+        self._operations = traced.graph.get_operations()
+        self._number = {op.name: number for number, op in enumerate(self._operations)}
+        weights, state, x, _ = inputs_of(traced, arguments)
+        _, (after, _) = traced.structured_outputs
+        self._written = {
+            i: _source(b) for i, (a, b) in enumerate(zip(state, after, strict=True)) if _source(b) is not a
+        }
+        adapting = [weights[i] for i in adapting]
+        shared = [w for w in weights if not any(w is a for a in adapting)]
+        random = [t for op in self._operations if op.op_def.is_stateful for t in op.outputs]
+        self._changing = dependent_on([*adapting, *(state[i] for i in self._written), *random], self._operations)
+        self._shared = dependent_on(shared, self._operations)
+        self.size = _size([*shared, *tf.nest.flatten(x)])
+
+    def learned(self, t: tf.Tensor) -> bool:
+        """Return whether a tensor has a derivative by weights that do not adapt."""
+        return t.ref() in self._shared and t.dtype.is_floating
+
+    def constant_calls(self, calls: list[Call], model: keras.Model) -> dict[int, list[Any]]:
+        """Return the outermost calls that are the same at every step: by number, the specifications of their leaves."""
+        averages = {id(v) for layer in model._flatten_layers() if _normalizes(layer) for v in layer.variables}
+        state = {i: id(v) for i, v in enumerate(model.non_trainable_variables) if i in self._written}
+        changed = {i: v for i, v in state.items() if v not in averages}
+        answers, number = {}, 0
+        while number < len(calls):
+            call, size = calls[number], 1
+            if call.whole and self._constant(call) and self._closed(call) and not self._changes(call, changed):
+                answers[number] = [None if t is None else tf.TensorSpec(t.shape, t.dtype) for t in call.leaves()]
+                size = call.size
+            number += size
+        return answers
+
+    def _constant(self, call: Call) -> bool:
+        """Return whether a call returns plain tensors that are the same at every step."""
         leaves = call.leaves()
-        tensors = [t for t in leaves if t is not None]
-        return (
-            None not in leaves[: len(leaves) // 2]
-            and all(isinstance(t, tf.Tensor) and t.graph is traced.graph and t.ref() not in changing for t in tensors)
-            and not call.adds_loss
-            and not any(id(v) in changed for v in call.layer.variables)
+        return None not in leaves[: len(leaves) // 2] and all(
+            isinstance(t, tf.Tensor)
+            and getattr(t, "graph", None) is self._graph  # an eager tensor has none
+            and t.ref() not in self._changing
+            and t.shape.rank is not None
+            and not t.dtype.is_complex
+            for t in leaves
+            if t is not None
         )
 
-    answers, number = {}, 0
-    while number < len(calls):
-        call, size = calls[number], 1
-        if constant(call):
-            answers[number] = [None if t is None else tf.TensorSpec(t.shape, t.dtype) for t in call.leaves()]
-            size = call.size
-        number += size
-    return answers
+    def _closed(self, call: Call) -> bool:
+        """Return whether nothing but what a call returns is read outside of it, or handed out as new state."""
+        given = {t.ref() for t in call.leaves() if t is not None}
+        handed_out = {t.op.name for t in self._outputs}
+        return all(
+            t.ref() in given or op.name in handed_out or call.first <= self._number[op.name] < call.end
+            for made in self._operations[call.first : call.end]
+            for t in made.outputs
+            for op in t.consumers()
+        )
+
+    def _changes(self, call: Call, changed: dict[int, int]) -> bool:
+        """Return whether a call or its layer changes state."""
+        made = any(call.first <= self._number[self._written[i].op.name] < call.end for i in changed)
+        return made or any(id(v) in changed.values() for v in call.layer.variables)
 
 
 def _normalizes(layer: keras.layers.Layer) -> bool:
     return type(layer) is keras.layers.BatchNormalization
-
-
-def _dependent(traced: Any, sources: list[tf.Tensor]) -> set[Any]:
-    return dependent_on(sources, traced.graph.get_operations())
 
 
 def _source(t: tf.Tensor) -> tf.Tensor:

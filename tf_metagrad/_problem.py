@@ -46,6 +46,9 @@ class Estimate(NamedTuple):
 class Problem:
     """One task (or a stack of them) around the meta-parameters theta; see the module.
 
+    A list "for all weights" has an entry for each, and where it comes from the support loss for each of its features
+    behind them, see `Support`; `total` makes gradients of theta of either.
+
     Args:
         functions: the learner's `TaskFunctions`.
         inner: the inner optimiser.

@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from tf_metagrad import _execution, _frozen
+from tf_metagrad._features import Plan
 from tf_metagrad._hvp import HessianVectorProduct, value_and_gradient
 from tf_metagrad._linearization import Inseparable, Linearization, linearize
 from tf_metagrad._model import FunctionalModel
@@ -126,7 +127,7 @@ class Frozen:
         pulled_back: `pulled_back(weights, state, x, y, cotangents) -> gradients`, of the shared weights.
     """
 
-    def __init__(self, functions: TaskFunctions, plan: _frozen.Plan):
+    def __init__(self, functions: TaskFunctions, plan: Plan):
         """Trace nothing yet."""
         self._parts, self._plan = functions, plan
         self.functions = TaskFunctions(_FromFeatures(functions.model, plan), functions.adapting, functions.kernels)
@@ -155,7 +156,7 @@ class Frozen:
 class _FromFeatures:
     """A `FunctionalModel` that begins at features; see `Frozen.functions`."""
 
-    def __init__(self, model: FunctionalModel, plan: _frozen.Plan):
+    def __init__(self, model: FunctionalModel, plan: Plan):
         self._model, self._plan = model, plan
         self.model, self.vectorized, self.narrow = model.model, model.vectorized, model.narrow
 

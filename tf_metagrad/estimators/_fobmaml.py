@@ -70,7 +70,7 @@ def step_aware_perturbation(steps: int) -> float:
 def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     """Return the estimate by finite differences in nu."""
     initial, sums, held = problem.initial(), [], []  # sums: of slopes and of shares
-    shared = [tf.zeros([], initial[0].dtype) for _ in problem.held]
+    shared = [tf.zeros([], t.dtype) for t in problem.fixed()[0]]
     penalty, diagnostics = 0.0, {}
     for point, slope, share in zip(*_STENCILS[scheme], strict=True):
         nu, slope = tf.constant(point * perturbation, initial[0].dtype), slope / perturbation
