@@ -106,7 +106,7 @@ def test_recursion_equals_the_brute_force_sum(steps):
 
     problem = SimpleNamespace(
         steps=steps, learned=[], parallel_curvature=parallel_curvature, adapting=lambda full: full,
-        rate_gradients=lambda *_: [],
+        rate_gradients=lambda *_: [], support=SimpleNamespace(widened=list),
     )  # fmt: skip
     factors = [-h * d for h, d in zip(hessians, rates, strict=True)]
     for horizon in range(1, steps + 1):

@@ -169,6 +169,7 @@ class Problem:
         count = len(self.theta)
         gradients, reached = list(gradients[:count]), gradients[count:]
         if reached:
+            reached = _tree.after(gradients, reached)  # the query set's activations are gone by then
             for i, share in zip(self.shared, self.support.pulled_back(reached), strict=True):
                 gradients[i] += share
         return self.mean(gradients)

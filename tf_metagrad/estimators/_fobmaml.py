@@ -75,7 +75,8 @@ def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     for point, slope, share in zip(*_STENCILS[scheme], strict=True):
         nu, slope = tf.constant(point * perturbation, initial[0].dtype), slope / perturbation
         known = [t for t in tf.nest.flatten([penalty, diagnostics, sums, held]) if tf.is_tensor(t)]
-        waiting = problem.after([*known, *shared]) if known else problem  # one after the other
+        known = [*known, *shared] if known else problem.support.features
+        waiting = problem.after(known) if known else problem  # one after the other
         path = waiting.adapt(perturbation=nu if point else None)
         away = _tree.subtract(path.end, initial)
         if problem.held:
@@ -92,7 +93,8 @@ def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     moved, mean = sums
     query = problem.after([*moved, *shared]).query(_tree.add(initial, mean), path.state, ())
     gradients = problem.merged(_tree.scale(-problem.weight(), moved), shared)
-    return Estimate(problem.total(gradients), problem.weight_gradient(penalty), query, diagnostics)
+    gradients = problem.total(_tree.after([query.loss], gradients))  # one set of activations after the other
+    return Estimate(gradients, problem.weight_gradient(penalty), query, diagnostics)
 
 
 def _weighted(a: float, x: Params, b: float, y: Params) -> list[tf.Tensor]:
