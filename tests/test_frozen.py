@@ -94,6 +94,25 @@ def noted(layer, h):
     return h
 
 
+SEEN = []
+
+
+def collected(layer, h):
+    SEEN.append(h)
+    return h
+
+
+def taps(net, x):
+    SEEN.clear()
+    h = net.a(x)
+    return net.head(h * len(SEEN) + sum(tf.sin(z) for z in SEEN))
+
+
+def remembered(layer, h):
+    layer.noted = h.shape[0]
+    return h
+
+
 def joined(net, x):
     return net.head(net.b(tf.concat(list(net.a(x).values()), axis=1)))
 
@@ -169,6 +188,10 @@ NETS = {
     "a state": (lambda: chain(dense("a"), Counts(name="counts"), dense("b")), "head", {"a"}),
     "a meeting": (
         lambda: Own(lambda net, x: net.head(net.b(net.a(x)) * net.a.noted), With(noted), dense("b")), "head", {"b"},
+    ),
+    "a list": (lambda: Own(taps, With(collected)), "head", set()),
+    "an attribute": (
+        lambda: Own(lambda net, x: net.head(net.a(x) * (net.a.noted or 1)), With(remembered)), "head", set(),
     ),
     "an eager tensor": (
         lambda: Own(lambda net, x: net.head(net.b(x) + net.a(x)), With(lambda own, _: own.table), dense("b")), "head",

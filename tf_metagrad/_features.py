@@ -15,6 +15,8 @@ from tf_metagrad import _masks
 from tf_metagrad._second_order import substituted
 from tf_metagrad._user_derivatives import differentiates
 
+_OF_KERAS = {"_called", "built", "_convert_input_args", "_dropout_mask", "_recurrent_dropout_mask"}  # set in calls
+
 
 @dataclasses.dataclass
 class Call:
@@ -26,8 +28,8 @@ class Call:
         end: number of the first one after it.
         size: how many calls it is, with those that it makes.
         outputs: what it returned.
-        whole: whether that is all that it did, as far as Keras and the tapes know: it added no loss, and no tape or
-            accumulator of the user's was recording.
+        whole: whether that is all that it did, as far as Keras and the tapes know: it added no loss, set no attribute
+            of a layer, and no tape or accumulator of the user's was recording.
     """
 
     layer: keras.layers.Layer
@@ -66,10 +68,10 @@ class Plan:
         return [_wide(z) for z in found[: self.count]], found[self.count :]
 
     @contextlib.contextmanager
-    def answered(self, features: Sequence[tf.Tensor]) -> Iterator[None]:
-        """In this scope the calls are answered with the features."""
-        known = dict(zip(self.kept, features, strict=True))
-        number = 0
+    def answered(self, features: Sequence[tf.Tensor]) -> Iterator[list[range]]:
+        """In this scope the calls are answered with the features; yield the numbers of the operations that do so."""
+        known, graph = dict(zip(self.kept, features, strict=True)), tf.compat.v1.get_default_graph()
+        number, ranges = 0, []
 
         def call(original, layer, *args, **kwargs):
             nonlocal number
@@ -80,12 +82,15 @@ class Plan:
                 number += 1
                 return original(layer, *args, **kwargs)
             number += made.size
+            first = graph.version
             leaves = [_answer(spec, known.get((here, i))) for i, spec in enumerate(self.answers[here])]
             pairs = zip(leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :], strict=True)
-            return tf.nest.pack_sequence_as(made.outputs, [_masks.copied(*pair) for pair in pairs])
+            outputs = tf.nest.pack_sequence_as(made.outputs, [_masks.copied(*pair) for pair in pairs])
+            ranges.append(range(first, graph.version))
+            return outputs
 
         with _intercepted(call):
-            yield
+            yield ranges
 
 
 def _wide(z: tf.Tensor) -> tf.Tensor:
@@ -120,16 +125,32 @@ def _intercepted(function: Callable) -> Iterator[None]:
 @contextlib.contextmanager
 def recorded(calls: list[Call]) -> Iterator[None]:
     """In this scope calls of layers are added to the list, a call before those that it makes."""
-    graph = tf.compat.v1.get_default_graph()
+    graph, going = tf.compat.v1.get_default_graph(), []
 
     def call(original, layer, *args, **kwargs):
-        made, number, losses = Call(layer, graph.version), len(calls), len(layer.losses)
+        made, number = Call(layer, graph.version, whole=not differentiates()), len(calls)
         calls.append(made)
-        made.whole = not differentiates()
+        going.append(made)
         made.outputs = original(layer, *args, **kwargs)
         made.end, made.size = graph.version, len(calls) - number
-        made.whole &= len(layer.losses) == losses
+        going.pop()
         return made.outputs
 
-    with _intercepted(call):
+    def set_attribute(original, layer, name, value):
+        if name not in _OF_KERAS:
+            do_more()
+        original(layer, name, value)
+
+    def add_loss(original, layer, loss):
+        do_more()
+        original(layer, loss)
+
+    def do_more():
+        for made in going:
+            made.whole = False
+
+    hooks = {"__setattr__": set_attribute, "add_loss": add_loss}
+    with _intercepted(call), contextlib.ExitStack() as stack:
+        for name, hook in hooks.items():
+            stack.enter_context(substituted(keras.layers.Layer, name, hook))
         yield

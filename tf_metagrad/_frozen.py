@@ -11,8 +11,9 @@ in which z stands beside the shared weights psi. What reaches z at all the steps
 
 The cut runs between calls of Keras layers. A call stays in the loop if what it returns depends on an adapting weight or
 on state that changes (Dropout's seeds); if it adds a loss, or changes state other than BatchNormalization's averages;
-if anything but what it returns is read elsewhere; or if the user's code differentiates around it. Nothing is cut where
-z would be larger than what it is made of, psi and x: an adjoint of its size goes along.
+if anything but what it returns is read elsewhere, or it sets an attribute of a layer; or if the user's code
+differentiates around it. Nothing is cut where z would be larger than what it is made of, psi and x: an adjoint of its
+size goes along.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ from tf_metagrad._graphs import dependent_on, inputs_of, leading_to
 from tf_metagrad._second_order import substituted
 from tf_metagrad._types import Params
 from tf_metagrad._user_derivatives import user_derivatives
+
+_PASSING = {"Placeholder", "Identity", "NoOp"}
 
 
 def possible(model: keras.Model, adapting: Sequence[int]) -> bool:
@@ -59,14 +62,17 @@ def plan(model: Any, weights: Params, state: Params, adapting: Sequence[int], x:
 
 def _plan(model: Any, arguments: Any, adapting: Sequence[int]) -> Plan | None:
     calls: list[Call] = []
+    replaced: list[range] = []
 
     def whole(*arguments):
         with user_derivatives(), recorded(calls):
             return model.loss(*arguments, training=True)
 
     def rest(features, *arguments):
-        with Plan(calls, answers, kept, 0).answered(features):
-            return model.loss(*arguments, training=True)
+        with Plan(calls, answers, kept, 0).answered(features) as ranges:
+            result = model.loss(*arguments, training=True)
+        replaced.extend(ranges)
+        return result
 
     with _symbolic_gradients() as symbolic:
         trace = _Trace(tf.function(whole, autograph=False).get_concrete_function(*arguments), arguments, adapting)
@@ -76,6 +82,7 @@ def _plan(model: Any, arguments: Any, adapting: Sequence[int]) -> Plan | None:
     kept = [(number, i) for number, specs in answers.items() for i, spec in enumerate(specs) if spec is not None]
     specs = [answers[number][i] for number, i in kept]
     shorter = tf.function(rest, autograph=False).get_concrete_function(specs, *arguments)
+    trace.check_same(shorter.graph, replaced, [range(calls[number].first, calls[number].end) for number in answers])
     effects = [t for op in shorter.graph.get_operations() if op.op_def.is_stateful for t in op.inputs]
     read = {t.ref() for op in leading_to([*shorter.outputs, *effects], lambda t: False) for t in op.outputs}
     features = inputs_of(shorter, (specs, *arguments))[0]
@@ -147,6 +154,12 @@ class _Trace:
             number += size
         return answers
 
+    def check_same(self, graph: Any, replaced: list[range], by: list[range]) -> None:
+        """Raise `ValueError` where a graph differs from this one in more than these ranges of theirs and ours."""
+        ours, theirs = _kinds(self._operations, by), _kinds(graph.get_operations(), replaced)
+        if ours != theirs or any(getattr(outer, "graph", None) is self._graph for outer, _ in graph.captures):
+            raise ValueError("layers meet in another way than by what they return")
+
     def _constant(self, call: Call) -> bool:
         """Return whether a call returns plain tensors that are the same at every step."""
         leaves = call.leaves()
@@ -175,6 +188,14 @@ class _Trace:
         """Return whether a call or its layer changes state."""
         made = any(call.first <= self._number[self._written[i].op.name] < call.end for i in changed)
         return made or any(id(v) in changed.values() for v in call.layer.variables)
+
+
+def _kinds(operations: list[tf.Operation], without: list[range]) -> list[Any]:
+    """Return the types of operations, and the values of those that are numbers; not those in the given ranges."""
+    out = {number for numbers in without for number in numbers}
+    kept = [op for number, op in enumerate(operations) if number not in out and op.type not in _PASSING]
+    number = [op.type == "Const" and op.outputs[0].dtype != tf.string for op in kept]  # messages name tensors
+    return [(o.type, n and o.get_attr("value").SerializeToString()) for o, n in zip(kept, number, strict=True)]
 
 
 def _normalizes(layer: keras.layers.Layer) -> bool:
