@@ -139,20 +139,29 @@ def read_averages(net, x):
     return net.head(net.b(net.a(x)) - tf.convert_to_tensor(net.b.moving_mean))
 
 
+def counted(net, x):
+    before, h = tf.convert_to_tensor(net.b.count), net.a(x)
+    return net.head(before * h + net.b(h))
+
+
 def rank_unknown(layer, h):
     return h, tf.reshape(h, tf.shape(h)[: 2 + tf.cast(0 * h[0, 0], tf.int32)])
 
 
 class Counts(layers.Layer):
-    """Has a state that each call changes."""
+    """Has a state that each call changes, and which is no part of what it returns where it is `silent`."""
+
+    def __init__(self, silent=False, **options):
+        super().__init__(**options)
+        self.silent = silent
+        self.count = self.add_weight(shape=(), initializer="ones", trainable=False, name="count")
 
     def build(self, shape):
-        self.count = self.add_weight(shape=(), initializer="ones", trainable=False, name="count")
         self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
 
     def call(self, x):
         self.count.assign(self.count + 1.0)
-        return x * self.count * self.scale
+        return x * self.scale * (1 if self.silent else self.count)
 
 
 # a network, what adapts, and the calls that are answered by features
@@ -186,6 +195,12 @@ NETS = {
         lambda: chain(dense("a", kernel_regularizer="l2"), dense("b", activity_regularizer="l2")), "head", {"a"},
     ),
     "a state": (lambda: chain(dense("a"), Counts(name="counts"), dense("b")), "head", {"a"}),
+    "a state that is read before": (
+        lambda: Own(
+            counted,
+            b=Counts(silent=True, name="counts"),
+        ), "head", {"a"},
+    ),
     "a meeting": (
         lambda: Own(lambda net, x: net.head(net.b(net.a(x)) * net.a.noted), With(noted), dense("b")), "head", {"b"},
     ),
@@ -320,7 +335,9 @@ def test_averages_that_are_read_elsewhere_are_not_left_behind(float64, monkeypat
 def test_features_of_16_bits_are_summed_in_32(monkeypatch):
     def make():
         model = chain(dense("a", dtype="mixed_bfloat16"), dense("b", dtype="mixed_bfloat16"))
-        return mg.MetaLearner(model, "mse", GradientDescent(3, 0.3), adapt="head", execution="loop", jit_compile=False)
+        return mg.MetaLearner(
+            model, "mse", GradientDescent(60, 0.02), adapt="head", execution="loop", jit_compile=False
+        )
 
     def use(learner):
         return learner.meta_gradient(tasks_for(learner.model)).gradients
