@@ -1,7 +1,7 @@
 """What frozen layers compute is computed once for a task, and the meta-gradient is that of computing it at every step.
 
-The other side is `MAML("unrolled")`, a tape through the loss as a whole; tests/test_exactness.py and
-tests/test_implicit.py have every estimator beside its reference with `adapt=[...]`.
+The other side is `MAML("unrolled")`, a tape through the loss as a whole, or the same learner that cuts nothing.
+tests/test_exactness.py compares with central differences, tests/test_implicit.py with the implicit function theorem.
 """
 
 import keras
@@ -13,7 +13,7 @@ from references import relative_error
 
 import tf_metagrad as mg
 from tf_metagrad import _frozen
-from tf_metagrad.estimators import ESMAML, FOMAML, IMAML, MAML, BinomMAML
+from tf_metagrad.estimators import ESMAML, FOBMAML, FOMAML, IMAML, MAML, BinomMAML
 from tf_metagrad.inner import GradientDescent, ProximalGradientDescent
 
 tanh = {"activation": "tanh"}
@@ -196,10 +196,7 @@ NETS = {
     ),
     "a state": (lambda: chain(dense("a"), Counts(name="counts"), dense("b")), "head", {"a"}),
     "a state that is read before": (
-        lambda: Own(
-            counted,
-            b=Counts(silent=True, name="counts"),
-        ), "head", {"a"},
+        lambda: Own(counted, b=Counts(silent=True, name="counts")), "head", {"a"},
     ),
     "a meeting": (
         lambda: Own(lambda net, x: net.head(net.b(net.a(x)) * net.a.noted), With(noted), dense("b")), "head", {"b"},
@@ -232,7 +229,7 @@ NETS = {
 
 def tasks_for(model, count=2):
     rng = np.random.default_rng(0)
-    ends = model.inputs if isinstance(model, keras.Sequential | keras.src.models.Functional) else [None]
+    ends = [None] if isinstance(model, Own) else model.inputs
 
     def one(end):
         if end is None or end.dtype != "int32":
@@ -351,6 +348,20 @@ def test_features_of_16_bits_are_summed_in_32(monkeypatch):
     exact = use(exact)
     assert names == [{"a", "b"}, set()]
     assert relative_error(cut, exact) < 1.2 * relative_error(whole, exact)
+
+
+def test_finite_differences_of_16_bit_layers(monkeypatch):
+    """The weights have 16 bits, their features 32."""
+
+    def make():
+        model = chain(dense("a", dtype="bfloat16"), dense("b", dtype="bfloat16"))
+        return mg.MetaLearner(model, "mse", PROXIMAL, FOBMAML(), adapt="head", execution="loop", jit_compile=False)
+
+    (cut, whole), names = with_and_without(
+        monkeypatch, make, lambda o: [tf.cast(g, tf.float32) for g in o.meta_gradient(tasks_for(o.model)).gradients]
+    )
+    assert names == [{"a", "b"}, set()]
+    assert relative_error(cut, whole) < 0.05  # some roundings of 2^-9, over nu = 0.1
 
 
 def test_frozen_layers_run_once_for_each_set_of_examples():
