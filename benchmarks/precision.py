@@ -1,11 +1,12 @@
 """Error of the meta-gradient in lower precisions, estimator after estimator, relative to the same one in float64.
 
-  python benchmarks/precision.py [--nopool] [--filters=16] [--size=28] [--estimators="MAML;FOMAML"]
+  python benchmarks/precision.py [--nopool] [--filters=16] [--size=28] [--activation=tanh] [--estimators="MAML;FOMAML"]
 
 Two tasks, 5-way 1-shot, 5 queries a class, K = 5, the same weights in every precision; an image is the class' own, a
 tenth of its pixels set, with 2 % of them flipped. "mixed" is Keras' policy: the layers compute in the lower precision;
-weights, iterates, the loss and all vectors are float32. ESMAML is relative to float32: float64 draws others. On a GPU
-there is a column for TF32 and one for float32 without it.
+weights, iterates, the loss and all vectors are float32. "rounded weights" computes in the precision of the reference,
+and only the initial weights are rounded to 16 bits: what no arithmetic of 16 bits can be expected to stay below. ESMAML
+is relative to float32: float64 draws others. On a GPU there is a column for TF32 and one for float32 without it.
 """
 
 import os
@@ -27,6 +28,7 @@ _ESTIMATORS = flags.DEFINE_string(
 )
 _NET = flags.DEFINE_enum("net", "conv2d", ["conv2d", "mlp"], "The Omniglot net, or an MLP 40-40 with tanh.")
 _POOL = flags.DEFINE_bool("pool", False, "Max-pooling, or convolutions of stride 2.")
+_ACTIVATION = flags.DEFINE_string("activation", "", "In the place of the net's own; a name of keras.activations.")
 _FILTERS = flags.DEFINE_integer("filters", 16, "Filters of a convolution.")
 _SIZE = flags.DEFINE_integer("size", 28, "Height and width of an image.")
 _EXECUTION = flags.DEFINE_string("execution", "loop", "How tasks are run.")
@@ -37,8 +39,14 @@ def build(precision: str) -> keras.Model:
     """Return the net with a dtype policy."""
     keras.config.set_dtype_policy(precision)
     if _NET.value == "mlp":
-        return mg.models.mlp(_SIZE.value, outputs=5, activation="tanh")
-    return mg.models.conv2d(5, (_SIZE.value, _SIZE.value, 1), _FILTERS.value, pool=_POOL.value)
+        return mg.models.mlp(_SIZE.value, outputs=5, activation=_ACTIVATION.value or "tanh")
+    model = mg.models.conv2d(5, (_SIZE.value, _SIZE.value, 1), _FILTERS.value, pool=_POOL.value)
+    return keras.models.clone_model(model, clone_function=_activated) if _ACTIVATION.value else model
+
+
+def _activated(layer: keras.layers.Layer) -> keras.layers.Layer:
+    relu = isinstance(layer, keras.layers.ReLU)
+    return keras.layers.Activation(_ACTIVATION.value) if relu else type(layer).from_config(layer.get_config())
 
 
 def tasks() -> mg.Task:
@@ -61,6 +69,11 @@ def gradient(model: keras.Model, estimator: mg.estimators.Estimator) -> np.ndarr
     return np.concatenate([np.ravel(g).astype("float64") for g in learner.meta_gradient(tasks()).gradients])
 
 
+def rounded(weights: list[np.ndarray], precision: str) -> list[np.ndarray]:
+    """Return weights as a format of 16 bits has them."""
+    return [tf.cast(tf.cast(w, precision), tf.float64).numpy() for w in weights]
+
+
 def main(argv: list[str]) -> None:
     """Print a table."""
     columns = {"float32": ("float32", True)}
@@ -71,16 +84,22 @@ def main(argv: list[str]) -> None:
     weights = models["float32"].get_weights()
     for model in models.values():
         model.set_weights(weights)
-    print("| estimator | " + " | ".join(columns) + " |\n" + "|---" * (1 + len(columns)) + "|")
+    formats = ("bfloat16", "float16")
+    headings = [*columns, *(f"rounded weights, {name}" for name in formats)]
+    print("| estimator | " + " | ".join(headings) + " |\n" + "|---" * (1 + len(headings)) + "|")
     for text in _ESTIMATORS.value.split(";"):
         estimator = mg.estimators.parse(text)
         exact = "float32" if isinstance(estimator, mg.estimators.ESMAML) else "float64"
-        reference, cells = gradient(models[exact], estimator), []
+        reference, found = gradient(models[exact], estimator), []
         for policy, fast in columns.values():
             tf.config.experimental.enable_tensor_float_32_execution(fast)
-            error = gradient(models[policy], estimator) - reference
-            cells.append(f"{np.linalg.norm(error) / np.linalg.norm(reference):.1e}")
-        print(f"| {text} | " + " | ".join(cells) + " |", flush=True)
+            found.append(gradient(models[policy], estimator))
+        for name in formats:
+            models[exact].set_weights(rounded(weights, name))
+            found.append(gradient(models[exact], estimator))
+        models[exact].set_weights(weights)
+        errors = [np.linalg.norm(g - reference) / np.linalg.norm(reference) for g in found]
+        print(f"| {text} | " + " | ".join(f"{error:.1e}" if error else "" for error in errors) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,17 @@ from references import relative_error
 
 import tf_metagrad as mg
 from tf_metagrad import _frozen
-from tf_metagrad.estimators import ESMAML, FOBMAML, FOMAML, IMAML, MAML, BinomMAML
+from tf_metagrad.estimators import (
+    ESMAML,
+    FOBMAML,
+    FOMAML,
+    IMAML,
+    MAML,
+    BinomMAML,
+    BinomTruncMAML,
+    Reptile,
+    TruncMAML,
+)
 from tf_metagrad.inner import GradientDescent, ProximalGradientDescent
 
 tanh = {"activation": "tanh"}
@@ -280,6 +290,11 @@ PLAIN, PROXIMAL = GradientDescent(3, 0.3, learn="scalar"), ProximalGradientDesce
 OTHERS = [
     ("vectorize", True, MAML(), PLAIN), ("map", False, BinomMAML(2), PLAIN), ("vectorize", False, BinomMAML(2), PLAIN),
     ("vectorize", False, IMAML(), PROXIMAL), ("vectorize", False, ESMAML(3), GradientDescent(3, 0.3)),
+    ("loop", False, MAML(step_weights=(0.2, 0.3, 0.5)), PLAIN), ("loop", False, TruncMAML(2), PLAIN),
+    ("loop", False, BinomTruncMAML(1, 2), PLAIN), ("loop", False, Reptile(), GradientDescent(3, 0.3)),
+    ("loop", False, IMAML("neumann", 5), PROXIMAL), ("loop", False, FOBMAML("forward"), PROXIMAL),
+    ("vectorize", True, FOBMAML(), PROXIMAL), ("map", False, FOBMAML("four_point"), PROXIMAL),
+    ("vectorize", False, FOBMAML("tangent"), PROXIMAL),
 ]  # fmt: skip
 
 
@@ -364,10 +379,16 @@ def test_finite_differences_of_16_bit_layers(monkeypatch):
     assert relative_error(cut, whole) < 0.05  # some roundings of 2^-9, over nu = 0.1
 
 
-def test_frozen_layers_run_once_for_each_set_of_examples():
-    """Once forward for the features, once again to pull back, and once on the query set."""
+@pytest.mark.parametrize(
+    ("estimator", "times"),
+    [(MAML(), 3), (MAML(step_weights=(0.2,) * 5), 4), (FOBMAML(), 4), (FOBMAML("tangent"), 4)],
+    ids=["MAML", "multi-step", "symmetric", "tangent"],
+)
+def test_frozen_layers_run_once_for_each_set_of_examples(estimator, times):
+    """Once forward for features, once to pull back, and once on the query set, which has features if judged often."""
     model = chain(layers.Conv2D(3, 3, name="a"), layers.Flatten(), shape=(4, 4, 2))
-    learner = mg.MetaLearner(model, "mse", GradientDescent(5, 0.3), adapt="head", execution="loop")
+    inner = ProximalGradientDescent(5, 0.3, weight=1.0)
+    learner = mg.MetaLearner(model, "mse", inner, estimator, adapt="head", execution="loop")
     tasks = learner.check_tasks(tasks_for(model, count=1))
     learner.meta_gradient(tasks)
     learner.adapt(*(part[0] for part in tasks[:2]))
@@ -377,7 +398,7 @@ def test_frozen_layers_run_once_for_each_set_of_examples():
         ((traced, _),) = function._made.values()
         return count_calls(traced.graph.as_graph_def(), "Conv2D")
 
-    assert convolutions("gradient") == 3
+    assert convolutions("gradient") == times
     assert convolutions("adapt") == 1
 
 

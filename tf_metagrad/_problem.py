@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tf_metagrad import _curvature, _execution, _inner_loop, _tree
 from tf_metagrad._inner_loop import Path
-from tf_metagrad._support import Support
+from tf_metagrad._set_loss import SetLoss
 from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Params, Task
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
@@ -47,7 +47,7 @@ class Problem:
     """One task (or a stack of them) around the meta-parameters theta; see the module.
 
     A list "for all weights" has an entry for each, and where it comes from the support loss for each of its features
-    behind them, see `Support`; `total` makes gradients of theta of either.
+    behind them, see `SetLoss`; those of the query loss stand last. `total` makes gradients of theta of any.
 
     Args:
         functions: the learner's `TaskFunctions`.
@@ -78,7 +78,7 @@ class Problem:
         self.learns_rates = bool(self.learned) and not inner.proximal
         self.offset: Params | None = None
         self.awaited: Params = ()
-        self.support = self._support()
+        self.support, self.judged = self._support(), self._judged(cut=False)
 
     # Weights -----------------------------------------------------------------------------------------------------
 
@@ -86,7 +86,13 @@ class Problem:
         """Return the problem around theta + offset; where stacked, each task has its own offset."""
         problem = copy.copy(self)
         problem.offset = offset
-        problem.support = problem._support()
+        problem.support, problem.judged = problem._support(), problem._judged(cut=False)
+        return problem
+
+    def judged_often(self) -> "Problem":
+        """Return the problem for a query loss that is looked at again and again: it is cut as the support loss is."""
+        problem = copy.copy(self)
+        problem.judged = self._judged()
         return problem
 
     def after(self, others: Params) -> "Problem":
@@ -109,10 +115,13 @@ class Problem:
         problem.support = self._support(functions, cut=False)
         return problem
 
-    def _support(self, functions: TaskFunctions | None = None, cut: bool = True) -> Support:
-        return Support(
+    def _support(self, functions: TaskFunctions | None = None, cut: bool = True) -> SetLoss:
+        return SetLoss(
             functions or self.functions, self._theta(), self.state, self.task.support_x, self.task.support_y, cut
         )
+
+    def _judged(self, cut: bool = True) -> SetLoss:
+        return SetLoss(self.functions, self._theta(), self.state, self.task.query_x, self.task.query_y, cut)
 
     def _theta(self) -> list[tf.Tensor]:
         """Return all weights of the initialisation, for each task where stacked."""
@@ -147,6 +156,16 @@ class Problem:
         count = len(self.theta)
         return [*self.shared, *range(count, count + len(self.support.features))]
 
+    @property
+    def features(self) -> list[tf.Tensor]:
+        """The features of both sets, in the order of their gradients."""
+        return [*self.support.features, *self.judged.features]
+
+    def held_sum(self, support: Params, query: Params) -> list[tf.Tensor]:
+        """Return the sum of two gradients by what is held: of the support loss, and of a query loss judged often."""
+        count = len(self.shared)
+        return [*_tree.add(support[:count], query[:count]), *support[count:], *query[count:]]
+
     def _full(self, phi: Params) -> list[tf.Tensor]:
         """Return all weights around phi; where stacked, the shared ones are repeated as well."""
         return self.merged(phi, self._shared_weights(phi))
@@ -166,12 +185,13 @@ class Problem:
 
     def total(self, gradients: Params) -> list[tf.Tensor]:
         """Return the gradients of theta, the mean over the tasks; what reached features goes on to shared weights."""
-        count = len(self.theta)
-        gradients, reached = list(gradients[:count]), gradients[count:]
-        if reached:
-            reached = _tree.after(gradients, reached)  # the query set's activations are gone by then
-            for i, share in zip(self.shared, self.support.pulled_back(reached), strict=True):
-                gradients[i] += share
+        count, own = len(self.theta), len(self.theta) + len(self.support.features)
+        gradients, parts = list(gradients[:count]), (gradients[count:own], gradients[own:])
+        for loss, reached in zip((self.support, self.judged), parts, strict=True):
+            if reached:
+                reached = _tree.after(gradients, reached)  # the activations before are gone by then
+                for i, share in zip(self.shared, loss.pulled_back(reached), strict=True):
+                    gradients[i] += share
         return self.mean(gradients)
 
     def mean(self, tensors: Params) -> list[tf.Tensor]:
@@ -190,10 +210,19 @@ class Problem:
         return gradient, state, loss
 
     def query(self, phi: Params, state: Params, wrt: tuple[int, ...] | None = None) -> Query:
-        """Return loss, predictions and gradient g^K of the query loss, for all weights or those listed in `wrt`."""
-        wrt = tuple(range(len(self.theta))) if wrt is None else wrt
-        loss, state, predictions, gradient = self.functions.query_gradient(self._full(phi), state, *self.task[2:], wrt)
+        """Return loss, predictions and gradient g^K of the query loss, for all weights or those listed in `wrt`.
+
+        Where it is judged often, the features of the query set follow the weights.
+        """
+        wrt = tuple(range(len(self.theta) + len(self.judged.features))) if wrt is None else wrt
+        weights, x, y = self.judged.arguments(self._full(phi))
+        loss, state, predictions, gradient = self.judged.functions.query_gradient(weights, state, x, y, wrt)
         return Query(loss, predictions, gradient, state)
+
+    def query_of_held(self, phi: Params, state: Params) -> Query:
+        """Return what `query` does, the gradient for the shared weights and the query features."""
+        count = len(self.theta)
+        return self.query(phi, state, (*self.shared, *range(count, count + len(self.judged.features))))
 
     def query_loss(self, phi: Params, state: Params, training: bool = True):
         """Return a `Query` without gradient; with `training=False`, as a served model predicts."""

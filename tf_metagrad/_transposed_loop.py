@@ -33,9 +33,10 @@ class Adjoint(NamedTuple):
     theta: Params
     hyperparameters: Params
 
-    def gradient(self, problem: Any) -> list[tf.Tensor]:
-        """Return the gradient with respect to theta, the mean over the tasks."""
-        return problem.total(problem.add_to_adapting(self.weights, self.theta) if self.theta else self.weights)
+    def gradient(self, problem: Any, judged: Params = ()) -> list[tf.Tensor]:
+        """Return the gradient of theta, the mean over the tasks; `judged` is what reached the query set's features."""
+        weights = problem.add_to_adapting(self.weights, self.theta) if self.theta else self.weights
+        return problem.total([*weights, *judged])
 
 
 def adjoint_at_end(problem: Any, query_gradient: Params) -> Adjoint:

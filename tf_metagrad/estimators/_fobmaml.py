@@ -23,8 +23,8 @@ that is |phi_nu - theta|^2 / 2, for weights that do not adapt the gradient of nu
 
 Cost: two K gradients for each point of the stencil (one K at nu = 0), no HVP; the tangent takes K HVPs and K query
 gradients. Memory: that of FOMAML and one more set of weights (four_point: three), for the problems are solved one after
-the other, with the support and the query gradient one after the other. (Where only the last layers adapt, XLA computes
-the features before them once and keeps them for both sets of examples: less time, more memory.)
+the other, with the support and the query gradient one after the other. Where only some layers adapt, the features of
+both sets are computed once and held (`_frozen`).
 
 Before the solution is reached neither is the gradient of the loss after K steps, which MAML computes.
 
@@ -69,17 +69,18 @@ def step_aware_perturbation(steps: int) -> float:
 
 def stencil(problem: Problem, scheme: str, perturbation: float) -> Estimate:
     """Return the estimate by finite differences in nu."""
+    problem = problem.judged_often()
     initial, sums, held = problem.initial(), [], []  # sums: of slopes and of shares
-    shared = [tf.zeros([], t.dtype) for t in problem.fixed()[0]]
+    shared = [tf.zeros([], t.dtype) for t in [*problem.fixed()[0], *problem.judged.features]]
     penalty, diagnostics = 0.0, {}
     for point, slope, share in zip(*_STENCILS[scheme], strict=True):
         nu, slope = tf.constant(point * perturbation, initial[0].dtype), slope / perturbation
         known = [t for t in tf.nest.flatten([penalty, diagnostics, sums, held]) if tf.is_tensor(t)]
-        known = [*known, *shared] if known else problem.support.features
+        known = [*known, *shared] if known else problem.features
         waiting = problem.after(known) if known else problem  # one after the other
         path = waiting.adapt(perturbation=nu if point else None)
         away = _tree.subtract(path.end, initial)
-        if problem.held:
+        if shared:
             shared = _tree.add(shared, _tree.scale(slope, _shared_gradient(problem, path, nu)))
         penalty += slope * _tree.dot(away, away, problem.stacked) / 2
         found = problem.diagnostics(path)
@@ -104,13 +105,13 @@ def _weighted(a: float, x: Params, b: float, y: Params) -> list[tf.Tensor]:
 def _shared_gradient(problem: Problem, path: Path, nu: tf.Tensor) -> list[tf.Tensor]:
     """Return the gradient of nu f + f-hat with respect to the weights that do not adapt."""
     support, *_ = problem.support_gradient(path.end, path.state, held_only=True)
-    waiting = _tree.after(support, path.end)
-    query = problem.query(waiting, path.state, tuple(problem.shared))
-    return _tree.add(support, problem.support.widened(_tree.scale(nu, query.gradient)))
+    query = problem.query_of_held(_tree.after(support, path.end), path.state)
+    return problem.held_sum(support, _tree.scale(nu, query.gradient))
 
 
 def tangent(problem: Problem) -> Estimate:
     """Return the limit nu -> 0, by forward-mode differentiation in nu."""
+    problem = problem.judged_often()
     adapting, weight = tuple(problem.functions.adapting), problem.weight()
 
     def body(step, at, t):
@@ -130,11 +131,11 @@ def tangent(problem: Problem) -> Estimate:
         lambda step, at, t: (step < problem.steps) & tf.reduce_any(at.active), body,
         (tf.constant(0), at, _tree.zeros_like(at.phi)), maximum_iterations=problem.steps, parallel_iterations=1,
     )  # fmt: skip
-    query = problem.query(at.phi, at.state, tuple(problem.shared))
-    shared = problem.support.widened(query.gradient)
-    if problem.held:
+    query = problem.query_of_held(at.phi, at.state)
+    shared = query.gradient
+    if shared or problem.held:
         product = problem.curvature(at.phi, at.state, t)[1]
-        shared = _tree.add(shared, [product[i] for i in problem.held])
+        shared = problem.held_sum([product[i] for i in problem.held], shared)
     gradients = problem.merged(_tree.scale(-weight, t), shared)
     away = _tree.subtract(at.phi, problem.initial())
     learned = problem.weight_gradient(_tree.dot(away, t, problem.stacked))

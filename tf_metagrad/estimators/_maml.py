@@ -55,24 +55,26 @@ def unrolled(problem: Problem, step_weights: tuple[float, ...] = ()) -> Estimate
 
 def multi_step(problem: Problem, path: Path, query: Query, step_weights: tuple[float, ...]) -> tuple[Params, Params]:
     """Return the gradients of theta and of the hyperparameters under the multi-step loss."""
-    weights = tf.constant(step_weights, path.end[0].dtype)
+    weights, count = tf.constant(step_weights, path.end[0].dtype), len(problem.theta)
     last = problem.steps - 1
 
-    def body(step, adjoint):
+    def body(step, adjoint, features):
         with tf.name_scope("hvp"):
             phi, state = _tree.at(path.iterates, step), _tree.at(path.states, step)
             adjoint = transposed_step(problem, path, step, step, adjoint)
             judged = _tree.scale(weights[step - 1], problem.query(phi, state).gradient)  # phi^k is judged by w_k
-            return step - 1, adjoint._replace(weights=_tree.add(adjoint.weights, problem.support.widened(judged)))
+            total = _tree.add(adjoint.weights, problem.support.widened(judged[:count]))
+            return step - 1, adjoint._replace(weights=total), _tree.add(features, judged[count:])
 
-    adjoint = adjoint_at_end(problem, _tree.scale(weights[last], query.gradient))
+    judged = _tree.scale(weights[last], query.gradient)
+    adjoint, features = adjoint_at_end(problem, judged[:count]), judged[count:]
     if last:
-        _, adjoint = tf.while_loop(
-            lambda step, _: step >= 1, body, (tf.constant(last), adjoint),
+        _, adjoint, features = tf.while_loop(
+            lambda step, *_: step >= 1, body, (tf.constant(last), adjoint, features),
             maximum_iterations=last, parallel_iterations=1,
         )  # fmt: skip
     adjoint = transposed_step(problem, path, tf.constant(0), tf.constant(0), adjoint)
-    return adjoint.gradient(problem), adjoint.hyperparameters
+    return adjoint.gradient(problem, features), adjoint.hyperparameters
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -126,6 +128,7 @@ class MAML(Estimator):
         """See `Estimator.estimate`."""
         if self.mode == "unrolled":
             return unrolled(problem, self.step_weights)
+        problem = problem.judged_often() if self.step_weights else problem
         path = problem.adapt(keep=problem.steps, stacked=False, products=True)
         query = problem.query(path.end, path.state)
         if self.step_weights:

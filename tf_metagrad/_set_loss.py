@@ -1,4 +1,4 @@
-"""The support loss of a problem: of all weights, or cut into features and a function of them, see `_frozen`."""
+"""The loss of one set of a problem: of all weights, or cut into features and a function of them, see `_frozen`."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Params
 
 
-class Support:
-    """The support loss around one initialisation; where it is cut, the features are computed here, once.
+class SetLoss:
+    """The loss of a support or query set around one initialisation; where it is cut, the features are computed here.
 
-    They stand behind the weights, in the arguments of `functions` and in the gradients that these return.
+    That is once. They stand behind the weights, in the arguments of `functions` and in the gradients that these return.
 
     Args:
         functions: gradients and HVP of the loss as a whole.
