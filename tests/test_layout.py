@@ -13,10 +13,10 @@ ORDER = [
     "_versions", "_types", "_tree", "_masks", "_ends", "_second_order", "_user_derivatives", "_attention",
     "_batch_norm", "_bias", "_products", "_vectorize", "_pfor", "_max_pool", "_forward_rules", "_short_products",
     "_graphs", "_hvp", "_linearization", "_model", "_execution", "_features", "_frozen", "_task_functions",
-    "_set_loss", "_linear_solve", "inner", "_inner_objective", "_curvature", "_inner_loop", "_problem",
+    "_set_loss", "_losses", "_linear_solve", "inner", "_inner_objective", "_curvature", "_inner_loop", "_problem",
     "_transposed_loop", "_runner", "estimators", "_checks", "_batches", "_task_model", "_diagnostics", "_cluster",
-    "_distribution", "_threads", "evaluation", "_shared_update", "_meta_update", "learner", "_checkpoints",
-    "_memory", "_tensorboard", "_epochs", "_run_checks", "training", "_request_checks", "_signatures",
+    "_distribution", "_threads", "evaluation", "_shared_update", "_meta_update", "_adaptive_model", "learner",
+    "_checkpoints", "_memory", "_tensorboard", "_epochs", "_run_checks", "training", "_request_checks", "_signatures",
     "_model_card", "_folders", "export", "_measure", "_table", "comparison", "recommendation",
 ]  # fmt: skip
 FREE = {"bounds", "data", "models", "optimizers"}  # these import no part of the library but _types

@@ -9,6 +9,8 @@ in which z stands beside the shared weights psi. What reaches z at all the steps
 
     d/dpsi l_trn = d/dpsi h + (db/dpsi)^T d/dz h.
 
+So is the query loss cut, where an estimator looks at it at many points of a task (`Problem.judged_often`).
+
 The cut runs between calls of Keras layers. A call stays in the loop if what it returns depends on an adapting weight or
 on state that changes (Dropout's seeds); if it adds a loss, or changes state other than BatchNormalization's averages;
 if anything but what it returns is read elsewhere, or it sets an attribute of a layer; or if the user's code

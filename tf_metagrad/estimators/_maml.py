@@ -22,7 +22,8 @@ import tensorflow as tf
 
 from tf_metagrad import _inner_loop, _tree
 from tf_metagrad._inner_loop import Path
-from tf_metagrad._problem import Estimate, Problem, Query
+from tf_metagrad._losses import Query
+from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._transposed_loop import adjoint_at_end, transposed_step
 from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator
