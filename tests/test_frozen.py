@@ -149,6 +149,16 @@ def read_averages(net, x):
     return net.head(net.b(net.a(x)) - tf.convert_to_tensor(net.b.moving_mean))
 
 
+def read_averages_before(net, x):
+    mean = tf.stop_gradient(tf.convert_to_tensor(net.b.moving_mean)) if net.b.built else 0.0
+    return net.head(net.b(net.a(x)) - mean)
+
+
+def read_averages_in_use(net, x, training):
+    h = net.b(net.a(x))
+    return net.head(h if training else h - tf.convert_to_tensor(net.b.moving_mean))
+
+
 def counted(net, x):
     before, h = tf.convert_to_tensor(net.b.count), net.a(x)
     return net.head(before * h + net.b(h))
@@ -156,6 +166,21 @@ def counted(net, x):
 
 def rank_unknown(layer, h):
     return h, tf.reshape(h, tf.shape(h)[: 2 + tf.cast(0 * h[0, 0], tf.int32)])
+
+
+class Centred(layers.Layer):
+    """Subtracts the mean of a batch, and notes it as what to subtract from a single example."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(shape[-1],), initializer="zeros", trainable=False, name="mean")
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+    def call(self, x):
+        if x.shape[0] == 1:
+            return (x - self.mean) * self.scale
+        mean = tf.reduce_mean(x, axis=0)
+        self.mean.assign(0.5 * self.mean + 0.5 * tf.stop_gradient(mean))
+        return (x - mean) * self.scale
 
 
 class Counts(layers.Layer):
@@ -208,6 +233,9 @@ NETS = {
     "a state that is read before": (
         lambda: Own(counted, b=Counts(silent=True, name="counts")), "head", {"a"},
     ),
+    "averages that are read before": (
+        lambda: Own(read_averages_before, b=layers.BatchNormalization(momentum=0.5, name="norm")), "head", {"a"},
+    ),
     "a meeting": (
         lambda: Own(lambda net, x: net.head(net.b(net.a(x)) * net.a.noted), With(noted), dense("b")), "head", {"b"},
     ),
@@ -255,7 +283,7 @@ def tasks_for(model, count=2):
 
 def answered(learner):
     """Return the names of the layers that are answered by features, in whatever has been traced."""
-    plans = [f._plan for parts in learner._runner._functions.values() for f in parts._frozen.values() if f]
+    plans = [f._plan for parts in learner._runner._functions.values() for f, _ in parts._frozen.values() if f]
     return {plan.calls[number].layer.name for plan in plans for number in plan.answers}
 
 
@@ -340,6 +368,41 @@ def test_averages_that_are_read_elsewhere_are_not_left_behind(float64, monkeypat
         return mg.MetaLearner(Own(read_averages, b=norm), "mse", PLAIN, FOMAML(), adapt="head", execution="loop")
 
     found, names = with_and_without(monkeypatch, make, lambda o: o.meta_gradient(tasks_for(o.model)).gradients)
+    assert names == [{"a"}, set()]
+    assert relative_error(*found) < 1e-12
+
+
+def test_averages_that_are_read_in_use_only(float64, monkeypatch):
+    class InUse(Own):
+        def call(self, x, training=False):
+            return self.function(self, x, training)
+
+    def make():
+        model = InUse(read_averages_in_use, b=layers.BatchNormalization(momentum=0.5, name="norm"))
+        learner = mg.MetaLearner(model, "mse", PLAIN, adapt="head")
+        learner.compile("sgd")
+        return learner
+
+    def use(learner):
+        return [point.mean["loss"] for point in learner.adaptation_curve(tasks_for(learner.model), count=2)]
+
+    found, names = with_and_without(monkeypatch, make, use)
+    assert names == [{"a"}, set()]
+    assert relative_error(*found) < 1e-12
+
+
+@pytest.mark.parametrize("estimator", [MAML(step_weights=(0.2, 0.3, 0.5)), FOBMAML(), FOBMAML("tangent")], ids=repr)
+def test_state_that_the_support_set_changes_and_the_query_set_reads(float64, monkeypatch, estimator):
+    def make():
+        model = chain(dense("a"), Centred(name="centred"))
+        return mg.MetaLearner(model, "mse", PROXIMAL, estimator, adapt="head", execution="loop", jit_compile=False)
+
+    def use(learner):
+        tasks = tasks_for(learner.model)
+        one = mg.Task(*tasks[:2], tasks.query_x[:, :1], tasks.query_y[:, :1])
+        return learner.meta_gradient(one)[:2]
+
+    found, names = with_and_without(monkeypatch, make, use)
     assert names == [{"a"}, set()]
     assert relative_error(*found) < 1e-12
 

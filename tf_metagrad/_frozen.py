@@ -12,16 +12,16 @@ in which z stands beside the shared weights psi. What reaches z at all the steps
 So is the query loss cut, where an estimator looks at it at many points of a task (`Problem.judged_often`).
 
 The cut runs between calls of Keras layers. A call stays in the loop if what it returns depends on an adapting weight or
-on state that changes (Dropout's seeds); if it adds a loss, or changes state other than BatchNormalization's averages;
-if anything but what it returns is read elsewhere, or it sets an attribute of a layer; or if the user's code
-differentiates around it. Nothing is cut where z would be larger than what it is made of, psi and x: an adjoint of its
-size goes along.
+on state that changes (Dropout's seeds); if it adds a loss, or changes state other than averages of BatchNormalization
+that nothing reads; if anything but what it returns is read elsewhere, or it sets an attribute of a layer; or if the
+user's code differentiates around it. Nothing is cut where z would be larger than what it is made of, psi and x: an
+adjoint of its size goes along.
 """
 
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -44,25 +44,40 @@ def possible(model: keras.Model, adapting: Sequence[int]) -> bool:
     return any(layer.weights and not any(id(v) in chosen for v in layer.weights) for layer in layers)
 
 
-def plan(model: Any, weights: Params, state: Params, adapting: Sequence[int], x: Any, y: Any) -> Plan | None:
-    """Return which calls to answer with features, or None where it is not worth it, or cannot be done.
+class Cut(NamedTuple):
+    """How a loss is cut.
+
+    Attributes:
+        plan: which calls to answer with features, or None where it is not worth it, or cannot be done.
+        written: the indices of the state that the loss changes; None where that is not known.
+    """
+
+    plan: Plan | None = None
+    written: frozenset[int] | None = None
+
+
+def cut(
+    model: Any, weights: Params, state: Params, adapting: Sequence[int], x: Any, y: Any, changing: Iterable[int]
+) -> Cut:
+    """Return how to cut the loss of a set.
 
     Args:
         model: the `FunctionalModel`.
         weights: specifications of all weights.
         state: of the model's state.
         adapting: the indices of the weights that adapt.
-        x: of the examples of a support set.
+        x: of the examples of a support or query set.
         y: of their targets.
+        changing: the indices of state that is another at every step, whether this loss changes it or not.
     """
     try:
-        return _plan(model, (list(weights), list(state), x, y), adapting)
+        return _cut(model, (list(weights), list(state), x, y), adapting, frozenset(changing))
     except Exception as error:  # the user's code, which may take features for something else; without them it runs
         logging.info("What frozen layers compute is computed at every inner step: %s", error)
-        return None
+        return Cut()
 
 
-def _plan(model: Any, arguments: Any, adapting: Sequence[int]) -> Plan | None:
+def _cut(model: Any, arguments: Any, adapting: Sequence[int], changing: frozenset[int]) -> Cut:
     calls: list[Call] = []
     replaced: list[range] = []
 
@@ -77,10 +92,12 @@ def _plan(model: Any, arguments: Any, adapting: Sequence[int]) -> Plan | None:
         return result
 
     with _symbolic_gradients() as symbolic:
-        trace = _Trace(tf.function(whole, autograph=False).get_concrete_function(*arguments), arguments, adapting)
-    answers = trace.constant_calls(calls, model.model)
+        traced = tf.function(whole, autograph=False).get_concrete_function(*arguments)
+    trace = _Trace(traced, arguments, adapting, changing)
+    answers = trace.constant_calls(calls, model.model.non_trainable_variables, _averages(model, trace, arguments))
+    none = Cut(written=trace.written)
     if symbolic or not any(calls[number].layer.weights for number in answers):
-        return None
+        return none
     kept = [(number, i) for number, specs in answers.items() for i, spec in enumerate(specs) if spec is not None]
     specs = [answers[number][i] for number, i in kept]
     shorter = tf.function(rest, autograph=False).get_concrete_function(specs, *arguments)
@@ -90,11 +107,12 @@ def _plan(model: Any, arguments: Any, adapting: Sequence[int]) -> Plan | None:
     features = inputs_of(shorter, (specs, *arguments))[0]
     kept = [key for key, t in zip(kept, features, strict=True) if t.ref() in read]
     learned = [(number, i) for number, i in kept if trace.learned(calls[number].leaves()[i])]
-    if _size(answers[number][i] for number, i in learned) > trace.size:
-        return None
+    if not kept or _size(answers[number][i] for number, i in learned) > trace.size:
+        return none
     for call in calls:  # let go of the graph
         call.outputs = tf.nest.map_structure(lambda _: 0, call.outputs)
-    return Plan(calls, answers, learned + [key for key in kept if key not in learned], len(learned)) if kept else None
+    kept = learned + [key for key in kept if key not in learned]
+    return Cut(Plan(calls, answers, kept, len(learned)), trace.written)
 
 
 @contextlib.contextmanager
@@ -115,26 +133,42 @@ def _size(tensors: Iterable[Any]) -> int:
     return sum(math.prod(size or 1 for size in t.shape) for t in tensors)
 
 
+def _averages(model: Any, trace: "_Trace", arguments: Any) -> set[int]:
+    """Return the indices of averages of BatchNormalization that change and that nothing reads, in use neither."""
+    owned = {id(v) for layer in model.model._flatten_layers() if _normalizes(layer) for v in layer.variables}
+    found = {i for i, v in enumerate(model.model.non_trainable_variables) if i in trace.written and id(v) in owned}
+    if not found:
+        return found
+    served = tf.function(lambda *arguments: model.loss(*arguments, training=False), autograph=False)
+    served = _Trace(served.get_concrete_function(*arguments), arguments, [], frozenset())
+    while read := {i for i in found if trace.reads(i, found) or served.reads(i, found)}:
+        found -= read
+    return found
+
+
 class _Trace:
-    """The support loss, traced, and what depends on what in it.
+    """A loss, traced, and what depends on what in it.
 
     Attributes:
+        written: the indices of the state that it changes.
         size: how many numbers the weights that do not adapt have, and the examples.
     """
 
-    def __init__(self, traced: Any, arguments: Any, adapting: Sequence[int]):
+    def __init__(self, traced: Any, arguments: Any, adapting: Sequence[int], changing: frozenset[int]):
         self._graph, self._outputs = traced.graph, traced.outputs
         self._operations = traced.graph.get_operations()
         self._number = {op.name: number for number, op in enumerate(self._operations)}
-        weights, state, x, _ = inputs_of(traced, arguments)
-        _, (after, _) = traced.structured_outputs
-        self._written = {
-            i: _source(b) for i, (a, b) in enumerate(zip(state, after, strict=True)) if _source(b) is not a
-        }
+        weights, self._state, x, _ = inputs_of(traced, arguments)
+        loss, (self._after, predictions) = traced.structured_outputs
+        self._results = [t for t in tf.nest.flatten([loss, predictions]) if tf.is_tensor(t)]
+        pairs = zip(self._state, self._after, strict=True)
+        self._written = {i: _source(b) for i, (a, b) in enumerate(pairs) if _source(b) is not a}
+        self.written = frozenset(self._written)
         adapting = [weights[i] for i in adapting]
         shared = [w for w in weights if not any(w is a for a in adapting)]
         random = [t for op in self._operations if op.op_def.is_stateful for t in op.outputs]
-        self._changing = dependent_on([*adapting, *(state[i] for i in self._written), *random], self._operations)
+        state = [self._state[i] for i in self.written | changing]
+        self._changing = dependent_on([*adapting, *state, *random], self._operations)
         self._shared = dependent_on(shared, self._operations)
         self.size = _size([*shared, *tf.nest.flatten(x)])
 
@@ -142,11 +176,18 @@ class _Trace:
         """Return whether a tensor has a derivative by weights that do not adapt."""
         return t.ref() in self._shared and t.dtype.is_floating
 
-    def constant_calls(self, calls: list[Call], model: keras.Model) -> dict[int, list[Any]]:
-        """Return the outermost calls that are the same at every step: by number, the specifications of their leaves."""
-        averages = {id(v) for layer in model._flatten_layers() if _normalizes(layer) for v in layer.variables}
-        state = {i: id(v) for i, v in enumerate(model.non_trainable_variables) if i in self._written}
-        changed = {i: v for i, v in state.items() if v not in averages}
+    def reads(self, index: int, others: set[int]) -> bool:
+        """Return whether anything but these others of the state depends on this one, as it was before."""
+        after = [t for i, t in enumerate(self._after) if i not in others]
+        found = dependent_on([self._state[index]], self._operations)
+        return any(t.ref() in found for t in [*self._results, *after])
+
+    def constant_calls(self, calls: list[Call], state: Sequence[Any], averages: set[int]) -> dict[int, list[Any]]:
+        """Return the outermost calls that are the same at every step: by number, the specifications of their leaves.
+
+        `state` are the model's non-trainable variables; of those of `averages` it does not matter that they change.
+        """
+        changed = {i: id(state[i]) for i in self.written - averages}
         answers, number = {}, 0
         while number < len(calls):
             call, size = calls[number], 1

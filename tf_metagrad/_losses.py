@@ -14,7 +14,10 @@ from tf_metagrad._types import Params, Task
 
 
 class Query(NamedTuple):
-    """Query loss, predictions, the gradient g^K with respect to all weights, and the model's state afterwards."""
+    """Query loss, predictions, the gradient with respect to what was asked for, and the model's state afterwards.
+
+    That is g^K, for all weights, unless said otherwise.
+    """
 
     loss: tf.Tensor
     predictions: Any
@@ -46,18 +49,21 @@ class Losses:
         self.stacked, self.shares = stacked, shares
         self.shared = [i for i in range(len(self.theta)) if i not in set(functions.adapting)]
         self.offset: Params | None = None
-        self.support, self.judged = self._support(), self._judged(cut=False)
+        self.support = self._support()
+        self.judged = self._query()
 
     # Weights -----------------------------------------------------------------------------------------------------
 
-    def _support(self, functions: TaskFunctions | None = None, cut: bool = True) -> SetLoss:
-        return self._set_loss(functions or self.functions, self.task.support_x, self.task.support_y, cut)
+    def _support(self) -> SetLoss:
+        return SetLoss(self.functions, self._theta(), self.state, self.task.support_x, self.task.support_y)
 
-    def _judged(self, cut: bool = True) -> SetLoss:
-        return self._set_loss(self.functions, self.task.query_x, self.task.query_y, cut)
-
-    def _set_loss(self, functions: TaskFunctions, x: Any, y: Any, cut: bool) -> SetLoss:
-        return SetLoss(functions, self._theta() if cut else (), self.state, x, y, cut)
+    def _query(self, cut: bool = False) -> SetLoss:
+        """Return the query loss; its features come after those of the support set, and read no state that changes."""
+        written, theta = self.support.written, ()
+        cut = cut and written is not None
+        if cut:
+            theta = _tree.after(self.support.features, self._theta()) if self.support.features else self._theta()
+        return SetLoss(self.functions, theta, self.state, *self.task[2:], cut, written or frozenset())
 
     def _theta(self) -> list[tf.Tensor]:
         """Return all weights of the initialisation, for each task where stacked."""
@@ -88,7 +94,7 @@ class Losses:
 
     @property
     def held(self) -> list[int]:
-        """The indices of all that the inner loop holds constant: the shared weights, and the features behind them."""
+        """The indices of all that the support loss holds constant: the shared weights, and its features behind them."""
         count = len(self.theta)
         return [*self.shared, *range(count, count + len(self.support.features))]
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_metagrad import _curvature, _execution, _inner_loop, _tree
 from tf_metagrad._inner_loop import Path
 from tf_metagrad._losses import Losses, Query
+from tf_metagrad._set_loss import SetLoss
 from tf_metagrad._task_functions import TaskFunctions
 from tf_metagrad._types import Params, Task
 from tf_metagrad.inner import AdaptingWeights, InnerOptimizer
@@ -66,12 +67,13 @@ class Problem(Losses):
         problem = copy.copy(self)
         problem.offset = offset
         problem.support = problem._support()
+        problem.judged = problem._query()
         return problem
 
     def judged_often(self) -> "Problem":
         """Return the problem for a query loss that is looked at again and again: it is cut as the support loss is."""
         problem = copy.copy(self)
-        problem.judged = self._judged()
+        problem.judged = self._query(cut=True)
         return problem
 
     def after(self, others: Params) -> "Problem":
@@ -91,7 +93,7 @@ class Problem(Losses):
         problem, functions = copy.copy(self), copy.copy(self.functions)
         if self.execution.jit_compile:
             functions.support_gradient = functions.support_gradient.python_function
-        problem.support = self._support(functions, cut=False)
+        problem.support = SetLoss(functions, (), self.state, self.task.support_x, self.task.support_y, cut=False)
         return problem
 
     # Hyperparameters ---------------------------------------------------------------------------------------------

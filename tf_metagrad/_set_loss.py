@@ -12,7 +12,7 @@ from tf_metagrad._types import Params
 class SetLoss:
     """The loss of a support or query set around one initialisation; where it is cut, the features are computed here.
 
-    That is once. They stand behind the weights, in the arguments of `functions` and in the gradients that these return.
+    They stand behind the weights, in the arguments of `functions` and in the gradients that these return.
 
     Args:
         functions: gradients and HVP of the loss as a whole.
@@ -21,12 +21,20 @@ class SetLoss:
         x: the examples.
         y: their targets.
         cut: whether to cut it where that can be done.
+        changing: the indices of state that is another at every step, whether this loss changes it or not.
+
+    Attributes:
+        features: computed once, those with a derivative by shared weights.
+        written: the indices of the state that the loss changes; None where that is not known.
     """
 
-    def __init__(self, functions: TaskFunctions, theta: Params, state: Params, x: Any, y: Any, cut: bool = True):
+    def __init__(
+        self, functions: TaskFunctions, theta: Params, state: Params, x: Any, y: Any, cut: bool = True,
+        changing: frozenset[int] = frozenset(),
+    ):  # fmt: skip
         """Compute the features; see the class."""
         self._given, self.features, self._constants = (list(theta), list(state), x, y), [], []
-        self._frozen = functions.frozen(*self._given) if cut else None
+        self._frozen, self.written = functions.frozen(*self._given, changing) if cut else (None, None)
         self.functions = self._frozen.functions if self._frozen else functions
         if self._frozen:
             self.features, self._constants = self._frozen.features(*self._given)
@@ -40,7 +48,7 @@ class SetLoss:
         return [*weights, *features], (x, constants) if self._frozen else x, y
 
     def widened(self, gradients: Params) -> list[tf.Tensor]:
-        """Return gradients of something that reads no features, such as the query loss, with zeros for those."""
+        """Return gradients of all weights by a loss without features, with zeros for the features of this one."""
         return [*gradients, *_tree.zeros_like(self.features)]
 
     def pulled_back(self, gradients: Params) -> list[tf.Tensor]:

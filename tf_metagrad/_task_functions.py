@@ -41,7 +41,7 @@ class TaskFunctions:
         self.query_gradient = tf.function(functools.partial(self._gradient, "query_gradient"), **options)
         self.curvature = tf.function(self._curvature, **options)
         self._linearizations: dict[Any, Linearization | None] = {}
-        self._frozen: dict[Any, Frozen | None] = {}
+        self._frozen: dict[Any, tuple[Frozen | None, frozenset[int] | None]] = {}
 
     def loss(self, weights: Params, state: Params, x: Any, y: Any, training: bool):
         """Return `(total, (losses, new_state, predictions))`."""
@@ -71,20 +71,21 @@ class TaskFunctions:
             )
         return gradient, product, state, loss
 
-    def frozen(self, weights: Params, state: Params, x: Any, y: Any) -> "Frozen | None":
-        """Return the support loss in two parts, made once for arguments like these; None where there is but one.
+    def frozen(self, weights: Params, state: Params, x: Any, y: Any, changing: frozenset[int]):
+        """Return `(Frozen or None, written)`: the loss in two parts, made once for arguments like these; see `_frozen`.
 
-        See `_frozen`. Where tasks are stacked, so are the arguments.
+        Where tasks are stacked, so are the arguments. `changing` and `written` are indices of the state: of what other
+        losses change, and of what this one does, None where that is not known.
         """
         arguments = list(weights), list(state), x, y
         if self.model.per_step or not _frozen.possible(self.model.model, self.adapting):
-            return None
-        key = _execution.signature(arguments)
+            return None, None
+        key = _execution.signature(arguments), changing
         if key not in self._frozen:
             first = 1 if self.model.vectorized else 0
             specs = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape[first:], t.dtype), arguments)
-            plan = _frozen.plan(self.model, *specs[:2], self.adapting, *specs[2:])
-            self._frozen[key] = Frozen(self, plan) if plan else None
+            plan, written = _frozen.cut(self.model, *specs[:2], self.adapting, *specs[2:], changing)
+            self._frozen[key] = Frozen(self, plan) if plan else None, written
         return self._frozen[key]
 
     def linearization(self, moving: Any, fixed: Any, asked: bool) -> Linearization | None:
@@ -118,7 +119,7 @@ class TaskFunctions:
 
 
 class Frozen:
-    """A support loss in two parts, see `_frozen`: features, computed once for a task, and functions of them.
+    """A loss in two parts, see `_frozen`: features, computed once for a task, and functions of them.
 
     Attributes:
         functions: gradient and HVP of h; its weights are those of the model, and then the features that depend on

@@ -24,7 +24,7 @@ that is |phi_nu - theta|^2 / 2, for weights that do not adapt the gradient of nu
 Cost: two K gradients for each point of the stencil (one K at nu = 0), no HVP; the tangent takes K HVPs and K query
 gradients. Memory: that of FOMAML and one more set of weights (four_point: three), for the problems are solved one after
 the other, with the support and the query gradient one after the other. Where only some layers adapt, the features of
-both sets are computed once and held (`_frozen`).
+both sets are computed once, and held with what reaches them (`_frozen`).
 
 Before the solution is reached neither is the gradient of the loss after K steps, which MAML computes.
 
@@ -133,7 +133,7 @@ def tangent(problem: Problem) -> Estimate:
     )  # fmt: skip
     query = problem.query_of_held(at.phi, at.state)
     shared = query.gradient
-    if shared or problem.held:
+    if shared:
         product = problem.curvature(at.phi, at.state, t)[1]
         shared = problem.held_sum([product[i] for i in problem.held], shared)
     gradients = problem.merged(_tree.scale(-weight, t), shared)
