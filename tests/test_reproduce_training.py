@@ -136,7 +136,7 @@ def test_table_2_of_fo_b_maml_has_a_panel_for_each_number_of_shots(stub, canvas)
     assert [axis.get_title() for axis in canvas.get_axes()] == [f"{s}-shot (line: the paper)" for s in (1, 5)]
     for axis, shots in zip(canvas.get_axes(), (1, 5), strict=True):
         own = [r for r in rows if r["shots"] == shots]
-        assert {r["method"] for r in own} == set(module.METHODS) - {"iMAML"} and len(axis.patches) == len(own)
+        assert {r["method"] for r in own} == set(module.METHODS) and len(axis.patches) == len(own)
 
 
 def test_the_start_is_a_classifier_that_a_run_can_begin_from(tmp_path, figures, monkeypatch):

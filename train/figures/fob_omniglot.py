@@ -17,12 +17,11 @@ METHODS = {
     "FO-B-MAML": ('FOBMAML("symmetric", 0.1)', "proximal"),
 }
 _FLAGS = {"task": "omniglot", "inner_steps": 5, "proximal_weight": 2.0, "inner_learning_rate": 0.1}
-_SMALL = [method for method in METHODS if method != "iMAML"]  # which ends at chance here, see docs/results.md
 # runs: shots, method, iterations, filters
 SIZES = {
     "small": {
-        "runs": [[1, method, 4000, 32] for method in _SMALL] + [[1, "FO-B-MAML", 4000, 64]]
-        + [[5, method, 1000, 32] for method in _SMALL],
+        "runs": [[1, method, 4000, 32] for method in METHODS] + [[1, "FO-B-MAML", 4000, 64]]
+        + [[5, method, 1000, 32] for method in METHODS],
         "seeds": [0],
         "flags": _FLAGS | {
             "meta_batch": 8, "queries": 5, "pool": False, "meta_learning_rate": 3e-3, "epoch_steps": 250,
