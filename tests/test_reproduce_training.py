@@ -168,6 +168,23 @@ def test_the_start_is_a_classifier_that_a_run_can_begin_from(tmp_path, figures, 
         classifier.start("start", settings, Place(tmp_path, []))
 
 
+def test_a_figure_that_fails_does_not_keep_the_others_from_being_measured(figures, capsys):
+    import reproduce
+
+    done = []
+
+    def measure(name):
+        if name == "b":
+            raise ValueError("no data")
+        done.append(name)
+
+    with pytest.raises(ValueError, match="^Not measured: b, for the reasons above"):
+        reproduce.every(["a", "b", "c"], measure)
+    assert done == ["a", "c"] and capsys.readouterr().err == "b: no data\n"
+    with pytest.raises(ValueError, match="^no data$"):
+        reproduce.every(["b"], measure)
+
+
 def test_a_run_of_an_earlier_version_is_refused(tmp_path, figures):
     from figures import Place
     from figures.training import trained

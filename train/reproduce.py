@@ -15,6 +15,7 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import settings
@@ -92,6 +93,25 @@ def reproduce(name: str, size: str, output: pathlib.Path, data_flags: list[str],
     run_folder.write_json(folder / "settings.json", about)
 
 
+def every(names: Sequence[str], measure: Callable[[str], None]) -> None:
+    """Call `measure` for each; one that fails does not keep the others from being measured.
+
+    Raises:
+        ValueError: some failed; the reasons are printed, or where only one was asked for in the message.
+    """
+    failed = []
+    for name in names:
+        try:
+            measure(name)
+        except (ValueError, FloatingPointError, OSError) as error:
+            if len(names) == 1:
+                raise
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            failed.append(name)
+    if failed:
+        raise ValueError(f"Not measured: {', '.join(failed)}, for the reasons above. The others are.")
+
+
 def run() -> None:
     """Measure what the flags name."""
     values = flags.FLAGS
@@ -102,8 +122,7 @@ def run() -> None:
     logging.set_verbosity(logging.ERROR)  # solvers that fall short are what some figures show
     given = (flags.FLAGS[name] for name in ("data_dir", "manual_dir", "download"))
     data_flags = [f"--{flag.name}={flag.value}" for flag in given if flag.present]
-    for name in names:
-        reproduce(name, values.size, pathlib.Path(values.results), data_flags, values.again)
+    every(names, lambda name: reproduce(name, values.size, pathlib.Path(values.results), data_flags, values.again))
 
 
 def main(argv: list[str]) -> None:
