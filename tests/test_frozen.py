@@ -347,6 +347,25 @@ def test_ways_and_estimators_agree(float64, monkeypatch, way, xla, estimator, in
     assert relative_error(*found) < 1e-12
 
 
+WEIGHTS = (0.2, 0.3, 0.5)
+PAIRS = {
+    "multi-step": (PLAIN, MAML(step_weights=WEIGHTS), MAML("unrolled", WEIGHTS), 1e-12),
+    "four_point": (PROXIMAL, FOBMAML("four_point", 1e-3), FOBMAML("tangent"), 1e-9),  # of order nu^4, rounding over nu
+}
+
+
+@pytest.mark.parametrize(("inner", "estimator", "other", "tolerance"), PAIRS.values(), ids=PAIRS)
+def test_what_judges_the_query_set_often_agrees_with_another_method(float64, inner, estimator, other, tolerance):
+    """tests/test_implicit.py compares the tangent with the implicit function theorem."""
+    model = chain(dense("a"), layers.BatchNormalization(name="norm"), dense("b"))
+    learner = mg.MetaLearner(model, "mse", inner, adapt="head", execution="loop", jit_compile=False)
+    found = []
+    for learner.estimator in (estimator, other):
+        found.append(learner.meta_gradient(tasks_for(model)).gradients)
+    assert answered(learner) == {"a", "norm", "b"}
+    assert relative_error(*found) < tolerance
+
+
 @pytest.mark.parametrize("normalization", ["stored", "per_step"])
 def test_normalizations_in_training_and_in_use(float64, monkeypatch, normalization):
     """Averages of each step are written at every step, and read in use: nothing is cut there."""
