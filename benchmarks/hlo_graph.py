@@ -1,7 +1,7 @@
 """Reads a compiled step: its loops and their trips, its convolutions and products, and how many of them wait in a row.
 
 Nothing is run; what is read is the program that TensorFlow hands to XLA for any device, before the optimisations of
-one of them.
+one of them, without what nothing depends on.
 """
 
 import operator
@@ -75,21 +75,23 @@ class _Reader:
         heavy, critical = self.walk(entry, [0] * len(entry.program_shape.parameters), 0)[:2]
         return Program(self.loops, heavy, critical, host)
 
-    def walk(self, computation, inputs: list, depth: int) -> tuple[int, int, Any]:
+    def walk(self, computation, inputs: list, depth: int, wanted: set[int] | None = None) -> tuple[int, int, Any]:
         """Return `(heavy operations, longest row, row that ends in the result)`, given those that end in the inputs.
 
-        A row's length is a number, or a list of them for the entries of a tuple.
+        A row's length is a number, or a list of them for the entries of a tuple, of which some may be wanted only.
         """
-        rows, heavy, longest = {}, 0, 0
+        rows, heavy, longest, needed = {}, 0, 0, _needed(computation, wanted)
         for instruction in computation.instructions:  # operands come first
-            operands = [rows[i] for i in instruction.operand_ids]
-            count, row = self.step(computation, instruction, operands, inputs, depth)
+            if instruction.id not in needed:
+                continue
+            operands = [rows.get(i, 0) for i in instruction.operand_ids]
+            count, row = self.step(computation, needed, instruction, operands, inputs, depth)
             rows[instruction.id] = row
             heavy, longest = heavy + count, max(longest, _longest([row]))
         return heavy, longest, rows[computation.root_id]
 
-    def step(self, computation, instruction, operands: list, inputs: list, depth: int) -> tuple[int, Any]:
-        """Return the heavy operations of one instruction, and the longest row that ends in it."""
+    def step(self, computation, needed: dict, instruction, operands: list, inputs: list, depth: int) -> tuple[int, Any]:
+        """Return the heavy operations of one of the instructions needed, and the longest row that ends in it."""
         called = [self.computations[i] for i in instruction.called_computation_ids]
         before = _longest(operands)
         if instruction.opcode == "parameter":
@@ -101,7 +103,7 @@ class _Reader:
         if instruction.opcode in _HEAVY:
             return 1, before + 1
         if instruction.opcode == "call":
-            heavy, _, row = self.walk(called[0], operands, depth)
+            heavy, _, row = self.walk(called[0], operands, depth, _entries(instruction, needed))
             return heavy, row
         if instruction.opcode == "conditional":
             walked = [self.walk(c, [before], depth)[:2] for c in called]
@@ -190,6 +192,30 @@ def _constant(literal) -> int | bool | None:
         if len(getattr(literal, name)):
             return getattr(literal, name)[0]
     return int(np.frombuffer(literal.s8s, np.int8)[0]) if literal.s8s else None
+
+
+def _needed(computation, wanted: set[int] | None) -> dict[int, Any]:
+    """Return the instructions that the result, or the entries wanted of it, depend on; XLA drops the others.
+
+    Tracing leaves many: what `tf.vectorized_map` has read, and gradients that come with an HVP.
+    """
+    instructions, waiting = {i.id: i for i in computation.instructions}, [computation.root_id]
+    root, needed = instructions[computation.root_id], {}
+    if wanted is not None and root.opcode == "tuple":
+        needed, waiting = {root.id: root}, [root.operand_ids[i] for i in wanted]
+    while waiting:
+        if (number := waiting.pop()) not in needed:
+            needed[number] = instructions[number]
+            waiting += instructions[number].operand_ids
+    return needed
+
+
+def _entries(call, needed: dict) -> set[int] | None:
+    """Return the entries of a call's result that are read; None where it is read as a whole."""
+    readers = [i for i in needed.values() if call.id in i.operand_ids]
+    if not readers or any(i.opcode != "get-tuple-element" for i in readers):
+        return None
+    return {i.tuple_index for i in readers}
 
 
 def _longest(rows: list) -> int:

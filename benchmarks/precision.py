@@ -6,7 +6,8 @@ Two tasks, 5-way 1-shot, 5 queries a class, K = 5, the same weights in every pre
 tenth of its pixels set, with 2 % of them flipped. "mixed" is Keras' policy: the layers compute in the lower precision;
 weights, iterates, the loss and all vectors are float32. "rounded weights" computes in the precision of the reference,
 and only the initial weights are rounded to 16 bits: what no arithmetic of 16 bits can be expected to stay below. ESMAML
-is relative to float32: float64 draws others. On a GPU there is a column for TF32 and one for float32 without it.
+is relative to float32: float64 draws others. "TF32" is what a GPU computes of float32 by default: measured there, and
+elsewhere computed in float32 from products whose operands are rounded (`tf32.py`).
 """
 
 import os
@@ -17,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import app, flags
+from tf32 import in_tf32
 
 import tf_metagrad as mg
 
@@ -59,14 +61,21 @@ def tasks() -> mg.Task:
     return mg.Task(images[:, :5], np.tile(support, (2, 1)), images[:, 5:], np.tile(query, (2, 1)))
 
 
-def gradient(model: keras.Model, estimator: mg.estimators.Estimator) -> np.ndarray:
-    """Return the meta-gradient as one vector of float64."""
+def gradient(model: keras.Model, estimator: mg.estimators.Estimator, emulated: bool = False) -> np.ndarray:
+    """Return the meta-gradient as one vector of float64; emulated, its products are rounded to TF32."""
     inner = mg.inner.GradientDescent(5, 0.1)
     if isinstance(estimator, mg.estimators.IMAML | mg.estimators.FOBMAML):
         inner = mg.inner.ProximalGradientDescent(5, 0.1, weight=2.0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype=model.variable_dtype)
     learner = mg.MetaLearner(model, loss, inner, estimator, execution=_EXECUTION.value, jit_compile=_JIT.value)
-    return np.concatenate([np.ravel(g).astype("float64") for g in learner.meta_gradient(tasks()).gradients])
+    gradients = _emulated(learner) if emulated else learner.meta_gradient(tasks()).gradients
+    return np.concatenate([np.ravel(g).astype("float64") for g in gradients])
+
+
+def _emulated(learner: mg.MetaLearner) -> list[np.ndarray]:
+    arguments = learner.check_tasks(tasks()), tf.constant(0, tf.int64), tf.constant(0), learner.snapshot()
+    concrete, _ = learner._meta_update.function(learner.estimator).trace(*arguments)
+    return in_tf32(concrete, tf.nest.flatten(arguments))[: len(arguments[-1].theta)]
 
 
 def rounded(weights: list[np.ndarray], precision: str) -> list[np.ndarray]:
@@ -76,9 +85,9 @@ def rounded(weights: list[np.ndarray], precision: str) -> list[np.ndarray]:
 
 def main(argv: list[str]) -> None:
     """Print a table."""
-    columns = {"float32": ("float32", True)}
-    if tf.config.list_physical_devices("GPU"):
-        columns = {"TF32": ("float32", True), "float32": ("float32", False)}
+    keras.utils.set_random_seed(0)
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    columns = {"float32": ("float32", False), "TF32": ("float32", True)}
     columns |= {name: (name, True) for name in ("mixed_bfloat16", "mixed_float16")}
     models = {name: build(name) for name in ("float64", "float32", "mixed_bfloat16", "mixed_float16")}
     weights = models["float32"].get_weights()
@@ -91,9 +100,9 @@ def main(argv: list[str]) -> None:
         estimator = mg.estimators.parse(text)
         exact = "float32" if isinstance(estimator, mg.estimators.ESMAML) else "float64"
         reference, found = gradient(models[exact], estimator), []
-        for policy, fast in columns.values():
+        for name, (policy, fast) in columns.items():
             tf.config.experimental.enable_tensor_float_32_execution(fast)
-            found.append(gradient(models[policy], estimator))
+            found.append(gradient(models[policy], estimator, emulated=name == "TF32" and not gpu))
         for name in formats:
             models[exact].set_weights(rounded(weights, name))
             found.append(gradient(models[exact], estimator))
