@@ -73,7 +73,7 @@ def measure(name: str) -> dict:
     function = learner._meta_update.function(learner.estimator)
     snapshot = learner.snapshot()
     compiled = function.trace(batch, seed, shard, snapshot)[0]
-    products = count(compiled, work.steps)
+    products = count(compiled)
     runs = {product: alone(product) for product in products}
 
     def step():

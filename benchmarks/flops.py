@@ -1,7 +1,7 @@
 """Counts the convolutions and matrix products that a compiled step runs, in TensorFlow's own graph.
 
-Loops count as often as they run (every loop of a step has K iterations), calls of functions as often as they are
-made. What no output needs is left out, as TensorFlow leaves it out.
+Loops count as often as they may run, which the graph says, calls of functions as often as they are made. What no output
+needs is left out, as TensorFlow leaves it out.
 """
 
 import collections
@@ -37,22 +37,26 @@ class Product(NamedTuple):
     flops: int
 
 
-def count(function: tf.types.experimental.ConcreteFunction, steps: int) -> collections.Counter[Product]:
-    """Return how often the function runs each of its products, at K inner steps."""
+def count(function: tf.types.experimental.ConcreteFunction) -> collections.Counter[Product]:
+    """Return how often the function runs each of its products.
+
+    Raises:
+        ValueError: the graph does not say how often a loop may run.
+    """
     graph = function.graph
     library = {f.signature.name: f for f in graph.as_graph_def().library.function}
-    return _count(graph, frozenset(range(len(graph.outputs))), library, {}, steps)
+    return _count(graph, frozenset(range(len(graph.outputs))), library, {})
 
 
-def _count(graph, wanted: frozenset[int], library, known: dict, steps: int) -> collections.Counter[Product]:
+def _count(graph, wanted: frozenset[int], library, known: dict) -> collections.Counter[Product]:
     found: collections.Counter[Product] = collections.Counter()
     for op, used in _live(graph, wanted, library, known):
         if op.type in KINDS:
             found[_product(op)] += 1
-        for name, outputs, times in _bodies(op, used, steps):
+        for name, outputs, times in _bodies(op, used):
             body, key = _body(name, library, known), (name, outputs)
             if key not in known:
-                known[key] = _count(body, outputs, library, known, steps)
+                known[key] = _count(body, outputs, library, known)
             for product, number in known[key].items():
                 found[product] += times * number
     return found
@@ -64,12 +68,15 @@ def _body(name: str, library, known: dict):
     return known[name]
 
 
-def _bodies(op: tf.Operation, used: frozenset[int], steps: int) -> Iterator[tuple[str, frozenset[int], int]]:
+def _bodies(op: tf.Operation, used: frozenset[int]) -> Iterator[tuple[str, frozenset[int], int]]:
     """Yield `(function, outputs that are used, times)` of what the operation calls; of a branch, the usual one."""
     if op.type in _CALL:
         yield op.get_attr("f").name, used, 1
     elif op.type in _WHILE:
-        yield op.get_attr("body").name, frozenset(range(len(op.outputs))), steps
+        trips = tf.get_static_value(op.inputs[1])  # `maximum_iterations`; the first is TensorFlow's own counter
+        if trips is None or trips < 0:
+            raise ValueError(f"A loop must have a constant largest number of trips. Received: {op.name}, without one.")
+        yield op.get_attr("body").name, frozenset(range(len(op.outputs))), int(trips)
     elif op.type in _IF:
         yield op.get_attr("else_branch").name, used, 1
 

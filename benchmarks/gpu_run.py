@@ -65,8 +65,14 @@ def maml(theta: list, tasks: list, workload: dict) -> list:
     return [*gradient, losses]
 
 
-def steps(folder: pathlib.Path) -> dict[str, tuple[Callable, float, float]]:
-    """Return `{name: (run, compile seconds, scratch MiB)}`."""
+def asked(executable) -> int:
+    """Return the number of loops before whose trips the host is asked, for XLA does not know how many there are."""
+    lines = executable.hlo_modules()[0].to_string().splitlines()
+    return sum(" while(" in line and "known_trip_count" not in line for line in lines)
+
+
+def steps(folder: pathlib.Path) -> dict[str, tuple[Callable, float, float, int]]:
+    """Return `{name: (run, compile seconds, scratch MiB, loops that ask the host)}`."""
     with np.load(folder / "inputs.npz") as file:
         arguments = [jax.device_put(file[name]) for name in file.files]
     workload, found = json.loads((folder / "workload.json").read_text()), {}
@@ -75,7 +81,7 @@ def steps(folder: pathlib.Path) -> dict[str, tuple[Callable, float, float]]:
         start = time.perf_counter()
         run, executable = compile_step()
         memory = executable.get_compiled_memory_stats().temp_size_in_bytes / 2**20
-        found[name] = run, time.perf_counter() - start, memory
+        found[name] = run, time.perf_counter() - start, memory, asked(executable)
 
     def exported(path):
         executable, _ = load(path.read_bytes())
@@ -121,12 +127,12 @@ def main(folder: pathlib.Path, seconds: float) -> None:
             times.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
     device = jax.devices()[0]
     print(f"{device.platform}, {device.device_kind}, JAX {jax.__version__}\n")
-    print("| step | median (ms) | least (ms) | to MAML vectorize | XLA temp (MiB) | compiled in (s) | difference |")
-    print("|---" * 7 + "|")
+    heads = "median (ms)", "least (ms)", "to MAML vectorize", "XLA temp (MiB)", "compiled in (s)", "loops that ask"
+    print("| step | " + " | ".join(heads) + " | difference |\n" + "|---" * 8 + "|")
     base = np.median(times.get("MAML vectorize", [np.nan]))
-    for name, (_, compile_s, memory) in found.items():
+    for name, (_, compile_s, memory, loops) in found.items():
         median, least = np.median(times[name]), min(times[name])
-        row = f"{median:.2f} | {least:.2f} | {median / base:.2f} | {memory:.1f} | {compile_s:.1f}"
+        row = f"{median:.2f} | {least:.2f} | {median / base:.2f} | {memory:.1f} | {compile_s:.1f} | {loops}"
         print(f"| {name} | {row} | {differences[name]:.0e} |")
     for name in found:
         order = name.removeprefix("BinomMAML").removesuffix(" vectorize")

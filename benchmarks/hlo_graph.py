@@ -1,7 +1,7 @@
 """Reads a compiled step: its loops and their trips, its convolutions and products, and how many of them wait in a row.
 
 Nothing is run; what is read is the program that TensorFlow hands to XLA for any device, before the optimisations of
-one of them, without what nothing depends on.
+one of them, without what nothing depends on: of a call what is read of its result, of a loop or a condition all.
 """
 
 import operator
@@ -34,7 +34,8 @@ class Program(NamedTuple):
 
     Attributes:
         loops: in the order in which they run; a loop inside of another one follows it.
-        heavy: convolutions and matrix products, those in loops as often as they run.
+        heavy: convolutions and matrix products, those in loops as often as they run, or once where the data
+            says how often.
         critical: of these, the longest row in which each one needs the results of the one before; loops run trip
             after trip.
         host: operations that leave the device, or that a library of the host would have to provide.
@@ -117,9 +118,10 @@ class _Reader:
         self.loops.append(Loop(depth, None, 0))
         condition, body = self.while_parts(instruction)
         trips = self.trips(computation, instruction, condition, body)
-        heavy, row = self.walk(body, [0], depth + 1)[:2]
+        (heavy, row), (asked, asked_row) = (self.walk(part, [0], depth + 1)[:2] for part in (body, condition))
         self.loops[place] = Loop(depth, trips, heavy)
-        return (trips or 1) * heavy, before + (trips or 1) * row
+        times = 1 if trips is None else trips
+        return times * heavy + (times + 1) * asked, before + times * row + (times + 1) * asked_row
 
     def while_parts(self, instruction):
         """Return the condition, which gives one truth value, and the body."""

@@ -5,7 +5,8 @@
 
 The net is `mg.models.conv2d` on random images, 5-way 1-shot, K = 5. Loops are written as their trips, those inside of
 others in brackets. "operations" counts convolutions and matrix products, those in loops as often as they run: what a
-GPU has to start. "in a row" is the longest row of them in which each one needs the results of the one before.
+GPU has to start, for which the step is traced. "in a row" is the longest row of them in which each one needs the
+results of the one before.
 
 Exported are, for each row, the program (`*.hlo`) and what TensorFlow gets from it (`*.npz`), and once the arguments
 (`inputs.npz`) and what they are (`workload.json`).
@@ -15,6 +16,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -26,6 +28,8 @@ from absl import app, flags
 from hlo_graph import Loop, compiled, read
 
 import tf_metagrad as mg
+from tf_metagrad import _runner
+from tf_metagrad._second_order import substituted
 
 _ESTIMATORS = flags.DEFINE_string(
     "estimators",
@@ -72,13 +76,19 @@ def step(model: keras.Model, batch: mg.Task, text: str, execution: str) -> tuple
         return [*gradients, losses]
 
     traced = tf.function(flat, autograph=False)  # before XLA does, see `tf_metagrad/_execution.py`
-    concrete = traced.get_concrete_function(*[tf.TensorSpec(t.shape, t.dtype) for t in arguments])
+    with substituted(_runner, "short_products", lambda original: contextlib.nullcontext()):  # they are for CPUs
+        concrete = traced.get_concrete_function(*[tf.TensorSpec(t.shape, t.dtype) for t in arguments])
     return tf.function(lambda *tensors: concrete(*tensors), autograph=False, jit_compile=True), arguments
 
 
 def shown(loops: list[Loop]) -> str:
     """Return the trips of loops as text."""
-    return ", ".join("(" * loop.depth + str(loop.trips or "?") + ")" * loop.depth for loop in loops) or "none"
+    return (
+        ", ".join(
+            "(" * loop.depth + ("?" if loop.trips is None else str(loop.trips)) + ")" * loop.depth for loop in loops
+        )
+        or "none"
+    )
 
 
 def main(argv: list[str]) -> None:

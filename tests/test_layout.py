@@ -10,7 +10,7 @@ import tf_metagrad as mg
 
 PACKAGE = pathlib.Path(mg.__file__).parent
 ORDER = [
-    "_versions", "_types", "_tree", "_masks", "_ends", "_second_order", "_user_derivatives", "_attention",
+    "_versions", "_types", "_loop", "_tree", "_masks", "_ends", "_second_order", "_user_derivatives", "_attention",
     "_batch_norm", "_bias", "_products", "_vectorize", "_pfor", "_max_pool", "_forward_rules", "_short_products",
     "_graphs", "_hvp", "_linearization", "_model", "_execution", "_features", "_frozen", "_task_functions",
     "_set_loss", "_losses", "_linear_solve", "inner", "_inner_objective", "_curvature", "_inner_loop", "_problem",

@@ -26,6 +26,8 @@ K = 3
 def learner_of(model, estimator, execution="vectorize", jit_compile=True):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     inner = mg.inner.GradientDescent(K, 0.1)
+    if isinstance(estimator, mg.estimators.FOBMAML):
+        inner = mg.inner.ProximalGradientDescent(K, 0.1, weight=1.0)
     return mg.MetaLearner(model, loss, inner, estimator, execution=execution, jit_compile=jit_compile)
 
 
@@ -35,12 +37,16 @@ def tasks_of(model, count=2):
     return mg.Task(images[:, :3], labels[0], images[:, 3:], labels[1])
 
 
-def program(learner):
-    """Return what is in the learner's compiled step."""
+def at_stage(learner, stage):
+    """Return XLA's program of the learner's step."""
     tasks = learner.check_tasks(tasks_of(learner.model))
     arguments = (tasks, tf.constant(0, tf.int64), tf.constant(0), learner.snapshot())
-    step = learner._meta_update.function(learner.estimator)
-    return hlo_graph.read(step.program(*arguments)(stage="hlo_serialized"))
+    return learner._meta_update.function(learner.estimator).program(*arguments)(stage=stage)
+
+
+def program(learner):
+    """Return what is in the learner's compiled step."""
+    return hlo_graph.read(at_stage(learner, "hlo_serialized"))
 
 
 def small():
@@ -63,6 +69,24 @@ def test_reader():
     x = tf.eye(2)
     found = hlo_graph.read(hlo_graph.compiled(tf.function(function, autograph=False, jit_compile=True), x))
     assert found == hlo_graph.Program([hlo_graph.Loop(0, 3, 3)], heavy=10, critical=7, host=[])
+
+
+def test_reader_of_loops_that_do_not_run_or_that_the_data_ends():
+    def none(x):
+        return tf.while_loop(lambda i, x: i < 0, lambda i, x: (i + 1, x @ x), (0, x))[1]
+
+    def some(x):
+        return tf.while_loop(lambda x: tf.reduce_sum(x) < 9, lambda x: (x @ x,), (x,))[0]
+
+    def asked(x):
+        condition = lambda i, x: (i < 3) & (tf.reduce_sum(x @ x) < 9)  # noqa: E731
+        return tf.while_loop(condition, lambda i, x: (i + 1, x @ tf.sin(x)), (0, x), maximum_iterations=3)[1]
+
+    found = []
+    for function in (none, some, asked):
+        compiled = tf.function(function, autograph=False, jit_compile=True)
+        found.append(hlo_graph.read(hlo_graph.compiled(compiled, tf.eye(2))))
+    assert [(p.loops[0].trips, p.heavy) for p in found] == [(0, 0), (None, 1), (3, 3 + 4)]
 
 
 def test_parallel_hvps_and_tasks():
@@ -88,6 +112,20 @@ def test_parallel_hvps_and_tasks():
     assert row == {"FOMAML": 0, "TruncMAML(2)": 2 * hvp, "BinomMAML(2)": 2 * hvp, "MAML": K * hvp}
     assert operations["BinomMAML(2)"] == operations["TruncMAML(2)"]  # as many HVPs, those of a level in one
     assert operations["TruncMAML(2)"] * K == operations["MAML"] * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FOMAML", "Reptile", "TruncMAML(2)", "BinomMAML(2)", "MAML", "MAML(step_weights=(0.2, 0.3, 0.5))", "ESMAML(2)",
+        "FOBMAML", "FOBMAML('four_point')", "FOBMAML('tangent')",
+    ],
+)  # fmt: skip
+def test_xla_knows_the_trips(text):
+    """A GPU asks the host before each trip of a loop whose number XLA does not know."""
+    learner = learner_of(small(), mg.estimators.parse(text))
+    loops = [line for line in at_stage(learner, "optimized_hlo").splitlines() if " while(" in line]
+    assert loops and all('"known_trip_count"' in line for line in loops)
 
 
 def test_what_nothing_reads_is_not_counted():

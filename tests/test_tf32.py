@@ -14,9 +14,9 @@ _spec.loader.exec_module(tf32)
 
 
 def rounded(x):
-    """Return x with 10 bits behind the first, to nearest, by its bits."""
-    bits = np.asarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x1000) & ~np.uint32(0x1FFF)).view(np.float32).astype(np.float64)
+    """Return the number of 11 significant bits that is nearest to x."""
+    mantissa, exponent = np.frexp(np.asarray(x, np.float64))
+    return np.ldexp(np.round(mantissa * 2**11), exponent - 11)
 
 
 def product_of(inner):
@@ -66,8 +66,24 @@ def test_products_and_their_gradients_are_rounded(inside):
         assert relative_error([np.reshape(exact, expected.shape)], [expected]) > 1e-5
 
 
-def test_captures_are_refused():
-    variable = tf.Variable(1.0)
-    concrete = tf.function(lambda x: x * variable).get_concrete_function(tf.TensorSpec(()))
+def test_large_operands_stay_what_they_are():
+    x = np.array([1e38, -3.4e38, np.inf, 1.5e-38], np.float32)
+    concrete = tf.function(lambda x: x[:, None] @ tf.ones([1, 1])).get_concrete_function(tf.TensorSpec([4]))
+    (found,) = tf32.in_tf32(concrete, [tf.constant(x)])
+    np.testing.assert_allclose(found[:, 0], x, rtol=2.0**-11)
+
+
+def test_an_einsum_of_one_operand_is_no_product():
+    x = np.random.default_rng(0).normal(size=(3, 2)).astype("float32")
+    concrete = tf.function(lambda x: tf.raw_ops.Einsum(inputs=[x], equation="ij->ji"))
+    (found,) = tf32.in_tf32(concrete.get_concrete_function(tf.TensorSpec([3, 2])), [tf.constant(x)])
+    assert np.array_equal(found, x.T)
+
+
+@pytest.mark.parametrize("kind", ["captures", "compiled", "calls compiled"])
+def test_what_cannot_be_rounded_is_refused(kind):
+    variable, compiled = tf.Variable(1.0), tf.function(lambda x: 2 * x, jit_compile=True)
+    function = {"captures": lambda x: x * variable, "compiled": compiled, "calls compiled": lambda x: compiled(x)}[kind]
+    function = function if kind == "compiled" else tf.function(function)
     with pytest.raises(ValueError, match="without captures"):
-        tf32.in_tf32(concrete, [tf.constant(1.0)])
+        tf32.in_tf32(function.get_concrete_function(tf.TensorSpec(())), [tf.constant(1.0)])

@@ -19,6 +19,8 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 from tensorflow.python.framework import config
 
+from tf_metagrad._loop import repeated
+
 WAYS = ("vectorize", "map", "loop")
 
 
@@ -210,7 +212,5 @@ def accumulate_over(function: Callable, elements: Any, tasks: str) -> tuple[Sequ
         sums = [a + b for a, b in zip(sums, totals, strict=True)]
         return index + 1, sums, [a.write(index, t) for a, t in zip(arrays, tf.nest.flatten(outputs), strict=True)]
 
-    _, sums, arrays = tf.while_loop(
-        lambda index, *_: index < count, body, (0, zeros, arrays), maximum_iterations=count, parallel_iterations=1
-    )
+    _, sums, arrays = repeated(count, body, (0, zeros, arrays))
     return [s / count for s in sums], tf.nest.pack_sequence_as(outputs, [a.stack() for a in arrays])

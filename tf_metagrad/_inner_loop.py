@@ -15,6 +15,7 @@ from tf_metagrad import _tree
 from tf_metagrad._curvature import Stored
 from tf_metagrad._inner_objective import inner_gradient, pulled
 from tf_metagrad._linearization import Linearization
+from tf_metagrad._loop import repeated
 from tf_metagrad._types import Params
 
 
@@ -179,9 +180,8 @@ def _run(
         return at, {}
     arrays = tf.nest.map_structure(lambda t: tf.TensorArray(t.dtype, len(steps), element_shape=t.shape), wanted)
 
-    def condition(step, at, arrays):
-        going = problem.inner.tolerance == 0 or bool(wanted) or tf.reduce_any(at.active)
-        return (step < steps.stop) & going
+    def going(step, at, arrays):
+        return tf.reduce_any(at.active)
 
     def body(step, at, arrays):
         with tf.name_scope("inner_step"):
@@ -195,9 +195,8 @@ def _run(
     first = tf.constant(steps.start)
     if problem.awaited:  # by the counter: a copy of the weights would be held while the loop runs
         first += tf.cast(_tree.after(problem.awaited, [tf.zeros([], at.phi[0].dtype)])[0], first.dtype)
-    _, at, arrays = tf.while_loop(
-        condition, body, (first, at, arrays), maximum_iterations=len(steps), parallel_iterations=1
-    )
+    ends_early = problem.inner.tolerance and not wanted
+    _, at, arrays = repeated(len(steps), body, (first, at, arrays), going if ends_early else None)
     return at, {
         name: [a.stack() if stacked and name != "activations" else Recorded(a) for a in own]
         for name, own in arrays.items()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_metagrad import _tree
+from tf_metagrad._loop import repeated
 from tf_metagrad._types import Params
 
 Operator = Callable[[Params], Params]
@@ -83,18 +84,15 @@ def _iterate(
     scale = _tree.dot(b, b, stacked)
     goal = tolerance**2 * scale
 
-    def body(count, at):
+    def body(at):
         counted = at.iterations + tf.cast(at.active, tf.int32)
         at = step(at)
         with_goal = at.active & ~(_tree.dot(at.r, at.r, stacked) <= goal)
-        return count + 1, at._replace(active=with_goal, iterations=counted)
+        return (at._replace(active=with_goal, iterations=counted),)
 
     active = scale > 0
     first = _Iteration(_tree.zeros_like(b), list(b), list(b), active, tf.zeros_like(active, tf.int32))
-    _, at = tf.while_loop(
-        lambda count, at: (count < iterations) & tf.reduce_any(at.active), body, (tf.constant(0), first),
-        maximum_iterations=iterations, parallel_iterations=1,
-    )  # fmt: skip
+    (at,) = repeated(iterations, body, (first,), lambda at: tf.reduce_any(at.active))
     residual = tf.sqrt(_tree.dot(at.r, at.r, stacked) / tf.where(scale > 0, scale, 1))
     return LinearSolution(at.x, residual, at.iterations)
 

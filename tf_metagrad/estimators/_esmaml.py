@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from tf_metagrad import _tree
+from tf_metagrad._loop import repeated
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator, check_fixed
@@ -77,11 +78,8 @@ class ESMAML(Estimator):
 
         path, seed = problem.adapt(), problem.draw_seed()
         query = problem.query_loss(path.end, path.state)
-        _, gradients, failed = tf.while_loop(
-            lambda pair, *_: pair < self.pairs, body,
-            (tf.constant(0), _tree.zeros_like(_noise(problem, seed, tf.constant(0))), path.failed_step),
-            maximum_iterations=self.pairs, parallel_iterations=1,
-        )  # fmt: skip
+        zeros = _tree.zeros_like(_noise(problem, seed, tf.constant(0)))
+        _, gradients, failed = repeated(self.pairs, body, (tf.constant(0), zeros, path.failed_step))
         diagnostics = problem.diagnostics(path) | {"inner_failed_step": failed}
         return Estimate(problem.total(gradients), [], query, diagnostics)
 

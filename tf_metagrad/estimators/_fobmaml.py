@@ -41,6 +41,7 @@ import tensorflow as tf
 
 from tf_metagrad import _tree
 from tf_metagrad._inner_loop import Path, move, path_to, start
+from tf_metagrad._loop import repeated
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator, check_proximal
@@ -127,10 +128,8 @@ def tangent(problem: Problem) -> Estimate:
         return step + 1, after, _tree.select(after.active, turned, t)
 
     at = start(problem)
-    _, at, t = tf.while_loop(
-        lambda step, at, t: (step < problem.steps) & tf.reduce_any(at.active), body,
-        (tf.constant(0), at, _tree.zeros_like(at.phi)), maximum_iterations=problem.steps, parallel_iterations=1,
-    )  # fmt: skip
+    going = (lambda step, at, t: tf.reduce_any(at.active)) if problem.inner.tolerance else None
+    _, at, t = repeated(problem.steps, body, (tf.constant(0), at, _tree.zeros_like(at.phi)), going)
     query = problem.query_of_held(at.phi, at.state)
     shared = query.gradient
     if shared:

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from tf_metagrad import _inner_loop, _tree
 from tf_metagrad._inner_loop import Path
+from tf_metagrad._loop import repeated
 from tf_metagrad._losses import Query
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._transposed_loop import adjoint_at_end, transposed_step
@@ -70,10 +71,7 @@ def multi_step(problem: Problem, path: Path, query: Query, step_weights: tuple[f
     judged = _tree.scale(weights[last], query.gradient)
     adjoint, features = adjoint_at_end(problem, judged[:count]), judged[count:]
     if last:
-        _, adjoint, features = tf.while_loop(
-            lambda step, *_: step >= 1, body, (tf.constant(last), adjoint, features),
-            maximum_iterations=last, parallel_iterations=1,
-        )  # fmt: skip
+        _, adjoint, features = repeated(last, body, (tf.constant(last), adjoint, features))
     adjoint = transposed_step(problem, path, tf.constant(0), tf.constant(0), adjoint)
     return adjoint.gradient(problem, features), adjoint.hyperparameters
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tf_metagrad import _tree
 from tf_metagrad._inner_loop import Path
+from tf_metagrad._loop import repeated
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._transposed_loop import Adjoint, adjoint_at_end, transposed_step
 from tf_metagrad._types import Params
@@ -45,10 +46,7 @@ def backpropagate(problem: Problem, path: Path, query_gradient: Params, truncati
 
     adjoint = adjoint_at_end(problem, query_gradient)
     if truncation:
-        _, adjoint = tf.while_loop(
-            lambda step, _: step >= first, body, (tf.constant(problem.steps - 1), adjoint),
-            maximum_iterations=truncation, parallel_iterations=1,
-        )  # fmt: skip
+        _, adjoint = repeated(truncation, body, (tf.constant(problem.steps - 1), adjoint))
     return _totals(problem, path, adjoint)
 
 
