@@ -211,7 +211,7 @@ def test_text_is_parsed_as_python_reads_it():
         ("MAMLL", "Unknown estimator. Received: 'MAMLL'. Known: BinomMAML, BinomTruncMAML, ESMAML, FOBMAML, FOMAML"),
         ("Estimator", "Unknown estimator"),
         ("__import__('os')", "Unknown estimator"),
-        ("BinomMAML(order=2)", r"Wrong arguments for BinomMAML. Received: 'BinomMAML\(order=2\)'"),
+        ("BinomMAML(order=2)", r"BinomMAML has the arguments: truncation, rescale. Received: 'BinomMAML\(order=2\)'"),
         ("BinomMAML(-1)", "Received: truncation=-1"),
         ("BinomMAML(two)", r"a name with plain arguments.* Received: 'BinomMAML\(two\)'"),
         ("BinomMAML(1", "a name with plain arguments"),
@@ -246,3 +246,34 @@ def test_text_that_names_no_estimator(text, message):
 def test_text_that_is_no_schedule(text, message):
     with pytest.raises(ValueError, match=message):
         parse_schedule(text)
+
+
+@pytest.mark.parametrize(
+    "metric, message",
+    [
+        ("mse", "`metrics` must fit targets and predictions"),
+        (keras.metrics.Precision(), "`metrics` must fit targets and predictions"),
+        ("categorical_accuracy", "`metrics` must be of class labels"),
+        (keras.metrics.TopKCategoricalAccuracy(2), "`metrics` must be of class labels"),
+    ],
+)
+def test_metrics_that_do_not_fit_are_refused_in_a_sentence(metric, message):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    learner = mg.MetaLearner(model, loss, mg.inner.GradientDescent(1, 0.1), execution="loop")
+    x, y = np.zeros([1, 5, 2]), np.array([[0, 1, 2, 0, 1]])
+    stream = tf.data.Dataset.from_tensors((x, y, x, y)).repeat()
+    with pytest.raises(ValueError, match=message) as raised:
+        learner.compile("sgd", metrics=[metric])
+        mg.train(learner, stream, steps=1, verbose=0)
+    assert "\n" not in str(raised.value)
+
+
+def test_counts_of_numpy_are_pythons():
+    inner = mg.inner.ProximalGradientDescent(np.int64(2), 0.1, weight=1.0)
+    for value in (inner, mg.inner.GradientDescent(np.int32(2), 0.1)):
+        assert type(value.steps) is int
+    assert type(mg.estimators.IMAML(iterations=np.int64(3)).iterations) is int
+    learner = mg.MetaLearner(mg.models.mlp(hidden=(2,)), "mse", inner, mg.estimators.IMAML(), execution="loop")
+    x = np.linspace(0, 1, 4)[:, None]
+    assert all(np.array_equal(a, b) for a, b in zip(learner.adapt(x, x), learner.adapt(x, x, np.int64(2)), strict=True))

@@ -290,7 +290,8 @@ def test_another_configuration_is_refused_by_the_settings_that_differ(script, fi
     message = script.call(*TINY, "--steps=6", "--epoch_steps=2", "--seed=7", f"--output={finished}")
     assert message == (
         f"train.py: The output folder {str(finished)!r} holds a run with other settings: seed was 0, now 7; "
-        "steps was 4, now 6. Choose another --output, or give the same settings to go on."
+        "steps was 4, now 6. Choose another --output, with --initial_weights to begin from these, or give the "
+        "same settings to go on."
     )
     assert contents(finished) == before
 

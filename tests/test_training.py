@@ -354,6 +354,53 @@ def test_a_stream_that_ends_too_early_is_refused(learner):
         train(learner, stream=tasks().take(2))
 
 
+@pytest.mark.parametrize("kind", ["dataset", "list"])
+def test_too_few_tasks_of_validation_are_refused_before_the_first_step(learner, kind):
+    validation = tasks().take(2) if kind == "dataset" else list(tasks().take(2))
+    before = snapshot(learner)
+    with pytest.raises(ValueError, match="`validation` must hold validation_count=5 tasks. Received: 4"):
+        train(learner, validation=validation, validation_count=5)
+    assert_same(before, snapshot(learner))
+
+
+def test_an_epoch_whose_validation_fails_is_kept(learner, undisturbed, tmp_path):
+    def short():
+        yield from tasks().take(1)
+
+    validation = tf.data.Dataset.from_generator(short, output_signature=tasks().element_spec)
+    with pytest.raises(ValueError, match="at least count=3 tasks"):
+        train(learner, directory=tmp_path, schedule=SCHEDULE, validation=validation, validation_count=3)
+    assert tf.train.latest_checkpoint(tmp_path / "checkpoints").endswith(f"-{EPOCH}")
+    train(learner, directory=tmp_path, schedule=SCHEDULE)
+    assert_same(undisturbed[0], snapshot(learner))
+
+
+def damage(folder, number):
+    for path in (folder / "checkpoints").glob(f"ckpt-{number}.data*"):
+        path.write_bytes(path.read_bytes()[:100])
+
+
+def test_a_damaged_checkpoint_is_passed_over(learner, undisturbed, tmp_path, caplog):
+    train(learner, directory=tmp_path, schedule=SCHEDULE)
+    damage(tmp_path, STEPS)
+    with caplog.at_level("WARNING"):
+        train(learner, directory=tmp_path, schedule=SCHEDULE)
+    assert "cannot be read" in caplog.text
+    assert_same(undisturbed[0], snapshot(learner))
+    for number in (EPOCH, 2 * EPOCH, STEPS):
+        damage(tmp_path, number)
+    with pytest.raises(OSError, match="None of the checkpoints in"):
+        train(learner, directory=tmp_path, schedule=SCHEDULE)
+
+
+def test_a_learning_rate_that_the_checkpoint_overrides_is_said(learner, tmp_path, caplog):
+    train(learner, 2, directory=tmp_path)
+    learner.optimizer.learning_rate = 0.5
+    with caplog.at_level("WARNING"):
+        train(learner, 4, directory=tmp_path)
+    assert "learning rate, 0.01, not with 0.5" in caplog.text
+
+
 def test_another_learners_checkpoint_is_refused(learner, tmp_path):
     train(learner, steps=1, directory=tmp_path)
     other = mg.MetaLearner(mg.models.mlp(hidden=(3,)), "mse", mg.inner.GradientDescent(1))

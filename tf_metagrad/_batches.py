@@ -40,6 +40,9 @@ class TaskReader:
         loss: `loss(y_true, y_pred)`.
         ways: number of classes where targets are class labels `[examples]`; None for other targets.
 
+    Attributes:
+        targets: shape and type of the targets of one example, as they were last; None before, and for several tensors.
+
     Raises:
         ValueError: the model has several outputs, and a loss of Keras takes one; or the loss takes probabilities, and
             the model makes logits.
@@ -58,6 +61,7 @@ class TaskReader:
                 f"A loss of `keras.losses` needs a model with one output. Received: {model.name!r}, which has "
                 f"{len(model.outputs)}. Give a function of your own, loss(y_true, y_pred), that takes them all."
             )
+        self.targets: tf.TensorSpec | None = None
         self._check_scores(loss)
 
     def batch(self, task: Any) -> Task:
@@ -153,6 +157,9 @@ class TaskReader:
                 self._check_targets(name, part, axes)
                 types = tf.nest.map_structure(self._target_type, part)
             found[name] = tf.nest.map_structure(tf.cast, part, types)
+            if name.endswith("_y"):
+                one = tf.is_tensor(found[name])
+                self.targets = tf.TensorSpec(found[name].shape[len(axes) :], found[name].dtype) if one else None
             for leaf in tf.nest.flatten(found[name]):
                 check_finite(name, np.asarray(leaf))
         return found

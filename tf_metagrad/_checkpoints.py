@@ -9,10 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tf_metagrad._cluster import Workers
+from tf_metagrad._types import first_line
 from tf_metagrad.learner import MetaLearner
 
 
@@ -79,7 +82,7 @@ class Checkpoints:
     def __init__(self, learner: MetaLearner, directory: Any, keep: int, seed: int):
         """Restore the last checkpoint, if any; `step` and `progress` say where it is."""
         self.progress, self.step, self._saved, self._manager = Progress(_settings(learner, seed)), 0, None, None
-        self._directory, workers = directory, Workers(learner.distribute_strategy)
+        self._learner, self._directory, workers = learner, directory, Workers(learner.distribute_strategy)
         if directory is None:
             return
         self.folder = os.path.join(directory, "checkpoints")
@@ -93,9 +96,7 @@ class Checkpoints:
         self._checkpoint.save_counter.assign(0)  # it makes the variable, at the same moment on every worker
         if workers.is_chief:
             self._open(keep)
-        last = self._manager.latest_checkpoint if self._manager else tf.train.latest_checkpoint(self.folder)
-        if last:
-            self._restore(last)
+        self._restore_last()
         workers.agree(
             self.step,
             f"Every worker must find the same checkpoint in `directory`. Received: {os.fspath(directory)!r}, where the "
@@ -112,8 +113,26 @@ class Checkpoints:
             tf.io.gfile.remove(probe)
         self._manager = tf.train.CheckpointManager(self._checkpoint, self.folder, max_to_keep=keep)
 
+    def _restore_last(self) -> None:
+        """Restore the last checkpoint that can be read, if any."""
+        state = tf.train.get_checkpoint_state(self.folder)
+        paths, said = list(state.all_model_checkpoint_paths) if state else [], ""
+        for path in reversed(paths):
+            try:
+                self._restore(path)
+                return
+            except (IndexError, tf.errors.OpError) as error:
+                said = first_line(error)
+                logging.warning("The checkpoint %r cannot be read: %s. The one before it is tried.", path, said)
+        if paths:
+            raise OSError(
+                f"None of the checkpoints in {self.folder!r} can be read: {said}. Choose another `directory`, or "
+                "bring the files back from a copy."
+            )
+
     def _restore(self, path: str) -> None:
         self._check_settings(path)
+        rate = _learning_rate(self._learner)
         settings, status = self.progress.settings, None
         try:
             status = self._checkpoint.restore(path)
@@ -129,6 +148,11 @@ class Checkpoints:
                 status.expect_partial()  # or what is refused is complained of again, variable by variable
         self.progress.settings = settings
         self.step = self._saved = int(self._checkpoint.step)
+        if (now := _learning_rate(self._learner)) != rate:
+            logging.warning(
+                "The meta-optimizer goes on with the checkpoint's learning rate, %g, not with %g. A callback, such as "
+                "keras.callbacks.LearningRateScheduler, can change it.", now, rate,
+            )  # fmt: skip
 
     def _check_settings(self, path: str) -> None:
         """Raise `ValueError` where the checkpoint is of a run with other settings; nothing else is read."""
@@ -186,6 +210,12 @@ def _settings(learner: MetaLearner, seed: int) -> dict[str, Any]:
         "normalization": runner.normalization,
         "seed": seed,
     }
+
+
+def _learning_rate(learner: MetaLearner) -> float | None:
+    """Return the meta-optimizer's learning rate; None where a schedule gives it, which the step decides."""
+    scheduled = isinstance(learner.optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+    return None if scheduled else float(learner.optimizer.learning_rate)
 
 
 @contextlib.contextmanager

@@ -50,13 +50,22 @@ def _get(module: ModuleType, value: Any) -> Any:
         return None
 
 
-def check_metrics(metrics: Any) -> None:
-    """Raise unless `metrics` is what Keras takes: a list, whose texts are names of metrics."""
+_OF_ONE_HOTS = {"categoricalaccuracy", "categoricalcrossentropy", "topkcategoricalaccuracy"}
+
+
+def check_metrics(metrics: Any, ways: int | None) -> None:
+    """Raise unless `metrics` is what Keras takes, a list, whose texts are names of metrics, and takes such targets."""
     if metrics is not None and not isinstance(metrics, list | tuple | dict):
         raise ValueError(f'`metrics` must be a list, such as metrics=["accuracy"]. Received: {metrics!r}.')
     for metric in keras.tree.flatten(metrics):
         if metric is not None and metric not in ("accuracy", "acc", "crossentropy", "ce"):  # Keras' own short names
             known(keras.metrics, metric, "`metrics` must hold metrics of `keras.metrics` or their names")
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+        if ways is not None and str(name).replace("_", "").lower() in _OF_ONE_HOTS:
+            raise ValueError(
+                '`metrics` must be of class labels, as the loss is: "accuracy", or one of keras.metrics.Sparse... '
+                f"Received: {name!r}, which takes one-hot targets."
+            )
 
 
 def check_nonfinite(on_nonfinite: Any, answers: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_metagrad._types import first_line
+
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 _LOST = (
     tf.errors.UnavailableError,
@@ -62,7 +64,7 @@ def join() -> tf.distribute.Strategy:
     except (RuntimeError, tf.errors.OpError) as error:
         raise RuntimeError(
             'The strategy "multi_worker" could not be made. Make it before TensorFlow computes anything, once in a '
-            f"process, on a host and port that are free. TensorFlow says: {_first_line(error)}"
+            f"process, on a host and port that are free. TensorFlow says: {first_line(error)}"
         ) from error
 
 
@@ -80,10 +82,6 @@ def lost_worker() -> Iterator[None]:
             f"Another worker was lost ({type(error).__name__}). Start all workers again with the same command: "
             "training goes on from the last checkpoint."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "message", None) or error).strip().splitlines()[0]
 
 
 class Workers:

@@ -13,6 +13,7 @@ from tf_metagrad import _diagnostics
 from tf_metagrad._checkpoints import Checkpoints
 from tf_metagrad._tensorboard import StepScalars
 from tf_metagrad._types import Task
+from tf_metagrad.evaluation import Evaluation
 from tf_metagrad.learner import MetaLearner
 
 
@@ -66,8 +67,7 @@ class Epochs:
         logs = self._run_steps(stop)
         self._check_weights()
         if self.validation is not None:
-            count, seed = self.validation_count, self.seed
-            result = learner.evaluate_tasks(self._watched(), count, seed=seed, on_nonfinite=self.on_nonfinite)
+            result = self._validated()
             logs |= {f"val_{name}": value for name, value in result.mean.items()}
             if self.on_nonfinite == "skip":
                 logs["val_skipped_tasks"] = result.skipped
@@ -75,6 +75,16 @@ class Epochs:
         progress.begin(self.done, is_open=False)
         self.checkpoints.save(self.done)  # after the callbacks, which may have changed the learning rate
         return logs
+
+    def _validated(self) -> Evaluation:
+        """Judge the validation's tasks; where they fail, what was learned up to here is kept."""
+        try:
+            return self.learner.evaluate_tasks(
+                self._watched(), self.validation_count, seed=self.seed, on_nonfinite=self.on_nonfinite
+            )
+        except (ValueError, FloatingPointError):
+            self.checkpoints.save(self.done)
+            raise
 
     def _run_steps(self, stop: int) -> dict[str, float]:
         """Run the steps before `stop`, or fewer where a callback stops; return the epoch's logs."""

@@ -12,7 +12,7 @@ from tf_metagrad import _diagnostics, _execution, _tree
 from tf_metagrad._distribution import Replicas
 from tf_metagrad._masks import attached
 from tf_metagrad._shared_update import Attempt, SharedUpdate, judged
-from tf_metagrad._types import Task
+from tf_metagrad._types import Task, first_line
 from tf_metagrad.estimators import Estimator
 
 ON_NONFINITE = ("raise", "skip")
@@ -219,7 +219,14 @@ class MetaUpdate:
         if self.has_metrics and not self._built_metrics:
             self._built_metrics = True
             zeros = tf.nest.map_structure(lambda t: tf.zeros(t.shape, t.dtype), predictions)
-            self.count_metrics(tasks.query_y, zeros)
+            try:
+                self.count_metrics(tasks.query_y, zeros)
+            except (ValueError, TypeError, AttributeError, tf.errors.OpError) as error:
+                shapes = [tuple(t.shape[1:]) for t in tf.nest.flatten([tasks.query_y, attached(predictions)])]
+                raise ValueError(
+                    "`metrics` must fit targets and predictions of a task. Received: one that for the shapes "
+                    f"{shapes} gave: {first_line(error)}"
+                ) from error
             self.learner.reset_metrics()
 
 

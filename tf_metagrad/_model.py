@@ -15,7 +15,7 @@ from tf_metagrad._max_pool import plain_max_pooling
 from tf_metagrad._pfor import correct_vectorization
 from tf_metagrad._products import fast_products
 from tf_metagrad._second_order import correct_second_derivatives, substituted
-from tf_metagrad._types import Params
+from tf_metagrad._types import Params, first_line
 from tf_metagrad._user_derivatives import user_derivatives
 from tf_metagrad._vectorize import vectorizable_convolutions
 
@@ -89,6 +89,22 @@ class FunctionalModel:
         penalty = tf.add_n([tf.convert_to_tensor(p) for p in losses]) if losses else None
         return y_pred, write([tf.convert_to_tensor(s) for s in state]), penalty
 
+    def _values(self, y: Any, y_pred: Any) -> tf.Tensor:
+        """Return what the loss makes of targets and predictions."""
+        if isinstance(self.loss_fn, keras.losses.Loss) or getattr(self.loss_fn, "__module__", "").startswith("keras."):
+            return self.loss_fn(y, y_pred)
+        y, y_pred = _same_rank(y, y_pred)
+        try:
+            return tf.convert_to_tensor(self.loss_fn(y, y_pred))
+        except (NotImplementedError, AttributeError, TypeError, ValueError, tf.errors.OpError) as error:
+            name = getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__)
+            shapes = [tuple(t.shape) for t in tf.nest.flatten([y, y_pred])]
+            raise ValueError(
+                "`loss` must be a function loss(y_true, y_pred), made of operations of TensorFlow or keras.ops, that "
+                "returns a number or one for each example. "
+                f"Received: {name!r}, which for tensors of the shapes {shapes} gave: {first_line(error)}"
+            ) from error
+
     @contextlib.contextmanager
     def _operations(self) -> Iterator[None]:
         """The model and the loss are traced in this scope."""
@@ -126,7 +142,7 @@ class FunctionalModel:
         y_pred, state, penalty = self.predict(weights, state, x, training)
         with self._operations():
             wide = tf.nest.map_structure(_at_least_float32, y_pred)
-            loss = _masks.mean(self.loss_fn(y, wide), wide)
+            loss = _masks.mean(self._values(y, wide), wide)
         if penalty is not None:
             loss += tf.cast(penalty, loss.dtype)
         return loss, (state, _masks.with_masks(y_pred))
@@ -136,3 +152,21 @@ def _at_least_float32(t: tf.Tensor) -> tf.Tensor:
     """Return predictions of 16 bits as float32: losses that Keras finds by a name would round their targets, too."""
     narrow = t.dtype in (tf.float16, tf.bfloat16)
     return _masks.copied(tf.cast(t, tf.float32), _masks.mask_of(t)) if narrow else t
+
+
+def _same_rank(y: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Return targets and predictions as Keras hands them to a loss that is a function.
+
+    Of `[n]` and `[n, 1]` the former gets an axis, and of others the last axis, of length one, goes: else they would
+    broadcast, `[n]` and `[n, 1]` to all pairs of examples.
+    """
+    if not (tf.is_tensor(y) and tf.is_tensor(y_pred)) or abs(y.shape.rank - y_pred.shape.rank) != 1:
+        return y, y_pred
+    shorter, longer = (y, y_pred) if y.shape.rank < y_pred.shape.rank else (y_pred, y)
+    if longer.shape[-1] != 1:
+        return y, y_pred
+    if shorter.shape.rank == 1:
+        shorter = _masks.copied(shorter[:, None], _masks.mask_of(shorter))
+    else:
+        longer = _masks.copied(tf.squeeze(longer, -1), _masks.mask_of(longer))
+    return (shorter, longer) if y.shape.rank < y_pred.shape.rank else (longer, shorter)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tf_metagrad._checks import check_nonfinite, check_path
 from tf_metagrad._meta_update import ON_NONFINITE
+from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.inner._base import check_count
 from tf_metagrad.learner import MetaLearner
@@ -70,7 +71,19 @@ def check_validation(learner: MetaLearner, validation: Any, count: int) -> None:
     batch = next(iter(validation), None)
     if batch is None:
         raise ValueError(f"`validation` must hold validation_count={count} tasks. Received: a stream without batches.")
-    learner.check_tasks(batch)
+    if isinstance(validation, tf.data.Dataset):  # where the number of batches is not known it is negative
+        tasks = int(validation.cardinality()) * _count(learner.check_tasks(batch))
+    else:
+        tasks = sum(_count(learner.check_tasks(batch)) for batch in validation)
+    if 0 <= tasks < count:
+        raise ValueError(
+            f"`validation` must hold validation_count={count} tasks. Received: {tasks}. Lower `validation_count`, or "
+            "use `.repeat()`."
+        )
+
+
+def _count(batch: Task) -> int:
+    return tf.nest.flatten(batch)[0].shape[0]
 
 
 def checked_stream(tasks: Any, start: int) -> tf.data.Dataset:

@@ -14,6 +14,10 @@ from tf_metagrad.learner import MetaLearner
 
 _ONE_TASK = Execution(tasks="loop", jit_compile=False)
 _TASKS_AT_ONCE = 8
+_ADVICE = {
+    "several": "Join them to one, and take it apart in the model.",
+    "unknown": "Make the learner with a functional model, keras.Model(keras.Input(...), ...), of fixed axes.",
+}
 
 
 class Signature(NamedTuple):
@@ -48,6 +52,8 @@ class Served:
         self.predicted = tf.TensorSpec([None, *y])
         self.x = tf.TensorSpec([None, *x], declared(learner.model, "inputs")[0].dtype)
         self.y = tf.TensorSpec([None], tf.int32) if learner.ways else tf.TensorSpec([None, *y], self.dtype)
+        if (seen := learner._reader.targets) is not None and not learner._reader.keras_loss:
+            self.y = tf.TensorSpec([None, *seen.shape], seen.dtype)  # only the loss knows what it takes
         self._adapt = tf.function(self._adapt_task, [self.x, self.y], autograph=False)
         weights = tf.TensorSpec([self.size], self.dtype)
         self._predict = tf.function(self._predict_task, [weights, self.x], autograph=False)
@@ -160,6 +166,6 @@ def _fixed_shape(model: keras.Model, end: str) -> tuple[int, ...]:
         found = [tuple(t.shape) for t in declared(model, end)] or "unknown"
         raise ValueError(
             f"`export` needs a model with one tensor of {end} whose axes after the first are fixed. Received: "
-            f"shapes {found}. Make the learner with a functional model, keras.Model(keras.Input(...), ...)."
+            f"shapes {found}. " + _ADVICE["several" if len(found) > 1 and found != "unknown" else "unknown"]
         )
     return shape

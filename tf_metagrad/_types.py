@@ -84,3 +84,8 @@ class Solution(NamedTuple):
     steps: int
     residual: float
     stopped_by: str
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; TensorFlow's go on with a trace of the graph."""
+    return (str(getattr(error, "message", None) or error).strip() or type(error).__name__).splitlines()[0]

@@ -160,7 +160,7 @@ class MetaLearner(AdaptiveModel):
         optimizer = _checks.known(
             keras.optimizers, optimizer, "`optimizer` must be an optimizer of `keras.optimizers` or its name"
         )
-        _checks.check_metrics(metrics)
+        _checks.check_metrics(metrics, self.ways)
         with self.distribute_strategy.scope():
             super().compile(optimizer=optimizer, metrics=metrics, jit_compile=False)
             self.optimizer.build(self.meta_variables)

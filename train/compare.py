@@ -58,7 +58,10 @@ def parse_estimators(text: str | None) -> list | None:
     """Return the estimators of a list with semicolons; None where there is no list."""
     from tf_metagrad.estimators import parse
 
-    return None if text is None else [parse(part) for part in text.split(";") if part.strip()]
+    try:
+        return None if text is None else [parse(part) for part in text.split(";") if part.strip()]
+    except ValueError as error:
+        raise ValueError(f"{error} Several are written with semicolons between them.") from error
 
 
 def run(configuration: dict[str, Any], options: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def _compare(config: pathlib.Path, settings: dict[str, Any]) -> None:
     if differing:
         raise ValueError(
             f"The output folder {str(config.parent)!r} holds a run with other settings: {'; '.join(differing)}. "
-            "Choose another --output, or give the same settings to go on."
+            "Choose another --output, with --initial_weights to begin from these, or give the same settings to go on."
         )
 
 

@@ -23,7 +23,7 @@ from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad._types import Params
 from tf_metagrad.estimators._base import Estimator, check_fixed
 from tf_metagrad.inner import InnerOptimizer
-from tf_metagrad.inner._base import check_count
+from tf_metagrad.inner._base import take_count
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -48,7 +48,7 @@ class ESMAML(Estimator):
 
     def __post_init__(self):
         """Check the configuration."""
-        check_count("pairs", self.pairs)
+        take_count(self, "pairs")
         if isinstance(self.sigma, bool) or not isinstance(self.sigma, int | float) or not 0 < self.sigma < float("inf"):
             raise ValueError(f"`sigma` must be a positive number. Received: sigma={self.sigma!r}.")
 

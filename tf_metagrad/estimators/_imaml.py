@@ -24,7 +24,7 @@ from tf_metagrad._linear_solve import SOLVERS
 from tf_metagrad._problem import Estimate, Problem
 from tf_metagrad.estimators._base import Estimator, check_proximal, check_small
 from tf_metagrad.inner import InnerOptimizer
-from tf_metagrad.inner._base import check_count, is_one_of
+from tf_metagrad.inner._base import is_one_of, take_count
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -57,7 +57,7 @@ class IMAML(Estimator):
         """Check the configuration."""
         if not is_one_of(self.solver, tuple(SOLVERS)):
             raise ValueError(f"`solver` must be one of {tuple(SOLVERS)}. Received: solver={self.solver!r}.")
-        check_count("iterations", self.iterations)
+        take_count(self, "iterations")
         check_small("tolerance", self.tolerance)
 
     def check(self, inner: InnerOptimizer) -> None:

@@ -1,6 +1,7 @@
 """Estimators, and schedules of them, written as text, for command lines and configuration files."""
 
 import ast
+import dataclasses
 
 from tf_metagrad.estimators._base import Estimator
 
@@ -87,4 +88,5 @@ def _estimator(node: ast.expr) -> Estimator:
     try:
         return known[name](*args, **kwargs)
     except TypeError as error:
-        raise ValueError(f"Wrong arguments for {name}. Received: {_shown(ast.unparse(node))}. {error}.") from error
+        takes = ", ".join(field.name for field in dataclasses.fields(known[name])) or "none"
+        raise ValueError(f"{name} has the arguments: {takes}. Received: {_shown(ast.unparse(node))}.") from error

@@ -83,6 +83,12 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a whole number of at least 1. Received: {name}={value!r}.")
 
 
+def take_count(owner: Any, name: str) -> None:
+    """Check a count of a frozen value, and make it Python's: NumPy's make TensorFlow compute in other types."""
+    check_count(name, getattr(owner, name))
+    object.__setattr__(owner, name, int(getattr(owner, name)))
+
+
 def is_one_of(value: Any, choices: Sequence[str | None]) -> bool:
     """Return whether `value` is one of the texts, or None where that is a choice; other types are not compared."""
     return (value is None or isinstance(value, str)) and value in choices

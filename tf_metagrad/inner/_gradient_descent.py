@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_metagrad._types import Params
-from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_count, check_positive, is_one_of
+from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_positive, is_one_of, take_count
 
 _LEARN = (None, "scalar", "per_layer_and_step", "per_parameter")
 
@@ -44,7 +44,7 @@ class GradientDescent(InnerOptimizer):
 
     def __post_init__(self):
         """Check the configuration."""
-        check_count("steps", self.steps)
+        take_count(self, "steps")
         check_positive(
             "learning_rate", self.learning_rate, " To learn it, give its initial value here and choose `learn`."
         )

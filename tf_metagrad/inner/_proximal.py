@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_metagrad._types import Params
-from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_count, check_positive, is_one_of
+from tf_metagrad.inner._base import AdaptingWeights, InnerOptimizer, check_positive, is_one_of, take_count
 
 
 @keras.saving.register_keras_serializable(package="tf_metagrad")
@@ -47,7 +47,7 @@ class ProximalGradientDescent(InnerOptimizer):
 
     def __post_init__(self):
         """Check the configuration."""
-        check_count("steps", self.steps)
+        take_count(self, "steps")
         check_positive("learning_rate", self.learning_rate)
         check_positive("weight", self.weight)
         if not (isinstance(self.tolerance, int | float) and self.tolerance == 0):
