@@ -193,10 +193,11 @@ def _run(
         return step + 1, at, arrays
 
     first = tf.constant(steps.start)
-    if problem.awaited:  # by the counter: a copy of the weights would be held while the loop runs
+    if problem.awaited:  # for XLA, by the counter: a copy of the weights would be held while the loop runs
         first += tf.cast(_tree.after(problem.awaited, [tf.zeros([], at.phi[0].dtype)])[0], first.dtype)
     ends_early = problem.inner.tolerance and not wanted
-    _, at, arrays = repeated(len(steps), body, (first, at, arrays), going if ends_early else None)
+    with tf.control_dependencies(problem.awaited):
+        _, at, arrays = repeated(len(steps), body, (first, at, arrays), going if ends_early else None)
     return at, {
         name: [a.stack() if stacked and name != "activations" else Recorded(a) for a in own]
         for name, own in arrays.items()
