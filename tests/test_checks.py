@@ -269,6 +269,15 @@ def test_metrics_that_do_not_fit_are_refused_in_a_sentence(metric, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_metric_of_the_users_own_may_have_any_name(learner):
+    def categorical_accuracy(y_true, y_pred):
+        return keras.metrics.sparse_categorical_accuracy(y_true, y_pred)
+
+    learner.compile(metrics=[categorical_accuracy])
+    assert "categorical_accuracy" in learner.meta_gradient(good_batch()).metrics
+    learner.compile(metrics=["accuracy"])
+
+
 def test_counts_of_numpy_are_pythons():
     inner = mg.inner.ProximalGradientDescent(np.int64(2), 0.1, weight=1.0)
     for value in (inner, mg.inner.GradientDescent(np.int32(2), 0.1)):

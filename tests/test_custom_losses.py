@@ -69,6 +69,25 @@ def test_ranks_are_those_that_keras_hands_to_a_function():
         assert set(seen) == {theirs}
 
 
+NAMES = "mse poisson kl_divergence hinge dice tversky binary_crossentropy".split()
+OTHERS = {
+    "function": keras.losses.poisson,
+    "object": keras.losses.Poisson(),
+    "without a module": eval("lambda a, b: (a - b) ** 2", {}),
+}
+
+
+@pytest.mark.parametrize("loss", [*NAMES, *OTHERS])
+def test_values_are_those_of_keras(loss):
+    loss = OTHERS.get(loss, loss)
+    x, y = RNG.uniform(size=(6, 2)).astype("float32"), RNG.integers(0, 2, size=6).astype("float32")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, activation="sigmoid")])
+    model.compile(loss=loss)
+    learner = mg.MetaLearner(model, loss, mg.inner.GradientDescent(1, 1e-12), execution="loop")
+    found = learner.meta_gradient(mg.Task(x[None], y[None], x[None], y[None])).loss
+    assert float(found) == pytest.approx(model.test_on_batch(x, y), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "loss, message",
     [
@@ -89,7 +108,25 @@ def test_an_export_takes_the_targets_that_the_loss_took(tmp_path):
     learner = learner_of(gathered, outputs=3)
     x, y = RNG.normal(size=(6, 2)).astype("float32"), np.tile(np.arange(3), 2)
     weights = learner.adapt(x, y)
+    with pytest.raises(ValueError, match="finite"):
+        learner.adapt(x, np.full([6, 1], np.nan))
+    learner.meta_gradient(mg.Task(x[None], y[None], x[None], y[None].astype("float32")))
     mg.export(learner, tmp_path / "model")
     served = tf.saved_model.load(tmp_path / "model").signatures["adapt"]
     found = served(support_x=tf.constant(x), support_y=tf.constant(y))["weights"]
     np.testing.assert_allclose(found, np.concatenate([np.ravel(w) for w in weights]), rtol=1e-6)
+
+
+def test_an_axis_of_targets_that_was_of_several_lengths_is_free(tmp_path):
+    learner = learner_of(
+        lambda y_true, y_pred: tf.reduce_mean((tf.reduce_mean(y_true, 1, keepdims=True) - y_pred) ** 2)
+    )
+    x = RNG.normal(size=(6, 2)).astype("float32")
+    for width in (3, 4):
+        learner.adapt(x, np.zeros([6, width], "float32"))
+    mg.export(learner, tmp_path / "model")
+    served = tf.saved_model.load(tmp_path / "model").signatures["adapt"]
+    assert served.structured_input_signature[1]["support_y"].shape.as_list() == [None, None]
+    y = RNG.normal(size=(6, 5)).astype("float32")
+    found = served(support_x=tf.constant(x), support_y=tf.constant(y))["weights"]
+    np.testing.assert_allclose(found, np.concatenate([np.ravel(w) for w in learner.adapt(x, y)]), rtol=1e-5, atol=1e-6)

@@ -363,6 +363,13 @@ def test_too_few_tasks_of_validation_are_refused_before_the_first_step(learner, 
     assert_same(before, snapshot(learner))
 
 
+def test_batches_of_validation_may_differ_in_size(learner):
+    one = mg.data.sinusoid(shots=3, queries=4, meta_batch=1).take(1)
+    for validation in (one.concatenate(tasks().take(2)), [*one, *tasks().take(2)]):
+        history = train(learner, 1, validation=validation, validation_count=5)
+        assert "val_loss" in history.history
+
+
 def test_an_epoch_whose_validation_fails_is_kept(learner, undisturbed, tmp_path):
     def short():
         yield from tasks().take(1)
@@ -391,6 +398,38 @@ def test_a_damaged_checkpoint_is_passed_over(learner, undisturbed, tmp_path, cap
         damage(tmp_path, number)
     with pytest.raises(OSError, match="None of the checkpoints in"):
         train(learner, directory=tmp_path, schedule=SCHEDULE)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"model_checkp"], ids=["gone", "empty", "cut"])
+def test_a_lost_list_of_checkpoints_is_made_anew(learner, undisturbed, tmp_path, caplog, content):
+    train(learner, 6, directory=tmp_path, schedule=SCHEDULE)
+    state = tmp_path / "checkpoints" / "checkpoint"
+    state.unlink() if content is None else state.write_bytes(content)
+    recorder = Recorder()
+    with caplog.at_level("WARNING"):
+        train(learner, directory=tmp_path, schedule=SCHEDULE, callbacks=[recorder])
+    assert "it is made anew" in caplog.text and sum(map(len, recorder.batches)) == STEPS - 6
+    assert_same(undisturbed[0], snapshot(learner))
+
+
+def test_a_checkpoint_of_other_types_is_another_learners(learner, tmp_path, float64):
+    train(learner, 2, directory=tmp_path)
+    other = make_learner()
+    with pytest.raises(ValueError, match="must be new or hold checkpoints of this learner"):
+        train(other, 4, directory=tmp_path)
+
+
+def test_a_run_on_replicas_goes_on(tmp_path, caplog):
+    def after(*stops, directory=None):
+        for steps in stops:
+            keras.utils.set_random_seed(0)
+            with mg.make_strategy("mirrored").scope():
+                learner = make_learner()
+            train(learner, steps, directory=directory)
+        return snapshot(learner)
+
+    assert_same(after(4), after(2, 4, directory=tmp_path))
+    assert "learning rate" not in caplog.text
 
 
 def test_a_learning_rate_that_the_checkpoint_overrides_is_said(learner, tmp_path, caplog):

@@ -41,7 +41,8 @@ class TaskReader:
         ways: number of classes where targets are class labels `[examples]`; None for other targets.
 
     Attributes:
-        targets: shape and type of the targets of one example, as they were last; None before, and for several tensors.
+        targets: shape and type of the targets of one support example, as they were last; None before, and for several
+            tensors.
 
     Raises:
         ValueError: the model has several outputs, and a loss of Keras takes one; or the loss takes probabilities, and
@@ -157,12 +158,20 @@ class TaskReader:
                 self._check_targets(name, part, axes)
                 types = tf.nest.map_structure(self._target_type, part)
             found[name] = tf.nest.map_structure(tf.cast, part, types)
-            if name.endswith("_y"):
-                one = tf.is_tensor(found[name])
-                self.targets = tf.TensorSpec(found[name].shape[len(axes) :], found[name].dtype) if one else None
             for leaf in tf.nest.flatten(found[name]):
                 check_finite(name, np.asarray(leaf))
+        self._note_targets(found["support_y"], len(axes))
         return found
+
+    def _note_targets(self, y: Any, axes: int) -> None:
+        """Remember what the targets of a support set are like; an axis that was of several lengths is free."""
+        if not tf.is_tensor(y):
+            self.targets = None
+            return
+        shape, before = y.shape[axes:], self.targets
+        if before is not None and before.shape.rank == shape.rank:
+            shape = before.shape.most_specific_compatible_shape(shape)
+        self.targets = tf.TensorSpec(shape, y.dtype)
 
     def _check_inputs(self, name: str, part: Any, axes: tuple[str, ...]) -> None:
         leaves, likes = tf.nest.flatten(part), self._declared(part)
@@ -220,6 +229,6 @@ class TaskReader:
 def _keras_name(loss: Any) -> str:
     """Return the class name of a loss of Keras, or of that which belongs to its function; empty for others."""
     kind = loss if inspect.isfunction(loss) else type(loss)
-    if not kind.__module__.startswith("keras.src.losses"):
+    if not (kind.__module__ or "").startswith("keras.src.losses"):
         return ""
     return "".join(word.capitalize() for word in kind.__name__.split("_")) if loss is kind else kind.__name__

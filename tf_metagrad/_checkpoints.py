@@ -111,12 +111,12 @@ class Checkpoints:
             probe = os.path.join(self.folder, f".probe-{os.getpid()}")
             tf.io.gfile.GFile(probe, "w").write(" " * 4096)
             tf.io.gfile.remove(probe)
+            self._name_again()
         self._manager = tf.train.CheckpointManager(self._checkpoint, self.folder, max_to_keep=keep)
 
     def _restore_last(self) -> None:
         """Restore the last checkpoint that can be read, if any."""
-        state = tf.train.get_checkpoint_state(self.folder)
-        paths, said = list(state.all_model_checkpoint_paths) if state else [], ""
+        paths, said = _named(self.folder) or [], ""
         for path in reversed(paths):
             try:
                 self._restore(path)
@@ -130,6 +130,16 @@ class Checkpoints:
                 "bring the files back from a copy."
             )
 
+    def _name_again(self) -> None:
+        """Write the list of checkpoints anew where it is lost; one that has an index is whole."""
+        found = tf.io.gfile.glob(os.path.join(self.folder, "ckpt-*.index"))
+        numbers = {path: path.removesuffix(".index").rpartition("-")[2] for path in found}
+        paths = sorted((p for p in found if numbers[p].isdecimal()), key=lambda p: int(numbers[p]))
+        if paths and _named(self.folder) is None:
+            logging.warning("The list of checkpoints in %r is lost; it is made anew of those there.", self.folder)
+            paths = [path.removesuffix(".index") for path in paths]
+            tf.compat.v1.train.update_checkpoint_state(self.folder, paths[-1], paths)
+
     def _restore(self, path: str) -> None:
         self._check_settings(path)
         rate = _learning_rate(self._learner)
@@ -137,7 +147,7 @@ class Checkpoints:
         try:
             status = self._checkpoint.restore(path)
             status.assert_consumed()
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, ValueError, tf.errors.InvalidArgumentError) as error:  # the last: of other types
             raise ValueError(
                 "`directory` must be new or hold checkpoints of this learner. Received: "
                 f"{os.fspath(self._directory)!r}, with those of another model, inner optimiser or meta-optimizer. "
@@ -212,10 +222,22 @@ def _settings(learner: MetaLearner, seed: int) -> dict[str, Any]:
     }
 
 
+def _named(folder: str) -> list[str] | None:
+    """Return the checkpoints that the file `checkpoint` names, the last one last; None where it cannot be read."""
+    try:
+        state = tf.train.get_checkpoint_state(folder)
+    except ValueError:  # it is empty
+        state = None
+    return list(state.all_model_checkpoint_paths) if state else None
+
+
 def _learning_rate(learner: MetaLearner) -> float | None:
     """Return the meta-optimizer's learning rate; None where a schedule gives it, which the step decides."""
-    scheduled = isinstance(learner.optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
-    return None if scheduled else float(learner.optimizer.learning_rate)
+    optimizer = learner.optimizer
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    scheduled = isinstance(optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule)
+    return None if scheduled else float(tf.convert_to_tensor(optimizer.learning_rate))
 
 
 @contextlib.contextmanager

@@ -61,7 +61,8 @@ def check_metrics(metrics: Any, ways: int | None) -> None:
         if metric is not None and metric not in ("accuracy", "acc", "crossentropy", "ce"):  # Keras' own short names
             known(keras.metrics, metric, "`metrics` must hold metrics of `keras.metrics` or their names")
         name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-        if ways is not None and str(name).replace("_", "").lower() in _OF_ONE_HOTS:
+        own = isinstance(metric, str) or (getattr(metric, "__module__", None) or "").startswith("keras.")
+        if ways is not None and own and str(name).replace("_", "").lower() in _OF_ONE_HOTS:
             raise ValueError(
                 '`metrics` must be of class labels, as the loss is: "accuracy", or one of keras.metrics.Sparse... '
                 f"Received: {name!r}, which takes one-hot targets."

@@ -91,9 +91,11 @@ class FunctionalModel:
 
     def _values(self, y: Any, y_pred: Any) -> tf.Tensor:
         """Return what the loss makes of targets and predictions."""
-        if isinstance(self.loss_fn, keras.losses.Loss) or getattr(self.loss_fn, "__module__", "").startswith("keras."):
+        if isinstance(self.loss_fn, keras.losses.Loss):
             return self.loss_fn(y, y_pred)
         y, y_pred = _same_rank(y, y_pred)
+        if (getattr(self.loss_fn, "__module__", None) or "").startswith("keras."):
+            return self.loss_fn(y, y_pred)
         try:
             return tf.convert_to_tensor(self.loss_fn(y, y_pred))
         except (NotImplementedError, AttributeError, TypeError, ValueError, tf.errors.OpError) as error:

@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from tf_metagrad._checks import check_nonfinite, check_path
 from tf_metagrad._meta_update import ON_NONFINITE
-from tf_metagrad._types import Task
 from tf_metagrad.estimators import Estimator
 from tf_metagrad.inner._base import check_count
 from tf_metagrad.learner import MetaLearner
@@ -71,19 +70,21 @@ def check_validation(learner: MetaLearner, validation: Any, count: int) -> None:
     batch = next(iter(validation), None)
     if batch is None:
         raise ValueError(f"`validation` must hold validation_count={count} tasks. Received: a stream without batches.")
-    if isinstance(validation, tf.data.Dataset):  # where the number of batches is not known it is negative
-        tasks = int(validation.cardinality()) * _count(learner.check_tasks(batch))
-    else:
-        tasks = sum(_count(learner.check_tasks(batch)) for batch in validation)
-    if 0 <= tasks < count:
+    learner.check_tasks(batch)
+    tasks = _count(validation)
+    if tasks is not None and tasks < count:
         raise ValueError(
             f"`validation` must hold validation_count={count} tasks. Received: {tasks}. Lower `validation_count`, or "
             "use `.repeat()`."
         )
 
 
-def _count(batch: Task) -> int:
-    return tf.nest.flatten(batch)[0].shape[0]
+def _count(validation: Any) -> int | None:
+    """Return the number of tasks; None where a dataset does not tell."""
+    if not isinstance(validation, tf.data.Dataset):
+        return sum(tf.nest.flatten(batch)[0].shape[0] for batch in validation)
+    batches, shape = int(validation.cardinality()), tf.nest.flatten(validation.element_spec)[0].shape
+    return batches * shape[0] if batches >= 0 and shape.rank and shape[0] else None
 
 
 def checked_stream(tasks: Any, start: int) -> tf.data.Dataset:
