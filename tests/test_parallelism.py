@@ -115,15 +115,16 @@ def test_parallel_hvps_and_tasks():
 
 
 @pytest.mark.parametrize(
-    "text",
+    "text, execution",
     [
-        "TruncMAML(2)", "BinomMAML(2)", "MAML(step_weights=(0.2, 0.3, 0.5))", "ESMAML(2)", "FOBMAML",
-        "FOBMAML('tangent')",
+        ("TruncMAML(2)", "vectorize"), ("BinomMAML(2)", "vectorize"), ("BinomMAML(2)", "map"),
+        ("ESMAML(2)", "vectorize"), ("MAML(step_weights=(0.2, 0.3, 0.5))", "vectorize"), ("FOBMAML", "vectorize"),
+        ("FOBMAML('tangent')", "vectorize"),
     ],
 )  # fmt: skip
-def test_xla_knows_the_trips(text):
+def test_xla_knows_the_trips(text, execution):
     """A GPU asks the host before each trip of a loop whose number XLA does not know."""
-    learner = learner_of(small(), mg.estimators.parse(text))
+    learner = learner_of(small(), mg.estimators.parse(text), execution)
     loops = [line for line in at_stage(learner, "optimized_hlo").splitlines() if " while(" in line]
     assert loops and all('"known_trip_count"' in line for line in loops)
 

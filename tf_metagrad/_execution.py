@@ -181,10 +181,7 @@ def map_over(function: Callable, elements: Any, tasks: str) -> Any:
     if tasks == "loop":
         results = [function(_slice(elements, i)) for i in range(count)]
         return tf.nest.map_structure(lambda *parts: tf.stack(parts), *results)
-    traced = tf.function(function, autograph=False)
-    outputs = traced.get_concrete_function(_slice(elements, 0)).structured_outputs
-    signature = tf.nest.map_structure(lambda t: tf.TensorSpec(t.shape, t.dtype), outputs)
-    return tf.map_fn(traced, elements, fn_output_signature=signature, parallel_iterations=1)
+    return accumulate_over(lambda element: ([], function(element)), elements, tasks)[1]
 
 
 def _slice(elements: Any, index: int | tf.Tensor) -> Any:
