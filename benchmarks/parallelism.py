@@ -83,11 +83,9 @@ def step(model: keras.Model, batch: mg.Task, text: str, execution: str) -> tuple
 
 def shown(loops: list[Loop]) -> str:
     """Return the trips of loops as text."""
+    texts = ("?" if loop.trips is None else str(loop.trips) for loop in loops)
     return (
-        ", ".join(
-            "(" * loop.depth + ("?" if loop.trips is None else str(loop.trips)) + ")" * loop.depth for loop in loops
-        )
-        or "none"
+        ", ".join("(" * loop.depth + text + ")" * loop.depth for loop, text in zip(loops, texts, strict=True)) or "none"
     )
 
 

@@ -189,9 +189,9 @@ def test_a_failure_leaves_the_old_model_and_no_scratch(served, tmp_path, monkeyp
     [
         (
             [keras.Input((3,)), keras.Input((3,))],
-            r"one tensor of inputs .* Received: shapes \[\(None, 3\), \(None, 3\)\]",
+            r"one tensor of inputs .* Received: shapes \[\(None, 3\), \(None, 3\)\]. Join them",
         ),
-        ([keras.Input((None, 3))], r"axes after the first are fixed. Received: shapes \[\(None, None, 3\)\]"),
+        ([keras.Input((None, 3))], r"axes after the first are fixed. Received: shapes \[\(None, None, 3\)\]. Make the"),
     ],
 )
 def test_models_without_one_fixed_input_are_refused(inputs, message, tmp_path):

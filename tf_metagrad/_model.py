@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.losses.loss import squeeze_or_expand_to_same_rank
 
 from tf_metagrad import _masks
 from tf_metagrad._attention import fast_attention
@@ -93,7 +94,8 @@ class FunctionalModel:
         """Return what the loss makes of targets and predictions."""
         if isinstance(self.loss_fn, keras.losses.Loss):
             return self.loss_fn(y, y_pred)
-        y, y_pred = _same_rank(y, y_pred)
+        if tf.is_tensor(y) and tf.is_tensor(y_pred):  # as Keras does for functions, or [n] and [n, 1] would broadcast
+            y, y_pred = squeeze_or_expand_to_same_rank(y, y_pred)
         if (getattr(self.loss_fn, "__module__", None) or "").startswith("keras."):
             return self.loss_fn(y, y_pred)
         try:
@@ -154,21 +156,3 @@ def _at_least_float32(t: tf.Tensor) -> tf.Tensor:
     """Return predictions of 16 bits as float32: losses that Keras finds by a name would round their targets, too."""
     narrow = t.dtype in (tf.float16, tf.bfloat16)
     return _masks.copied(tf.cast(t, tf.float32), _masks.mask_of(t)) if narrow else t
-
-
-def _same_rank(y: Any, y_pred: Any) -> tuple[Any, Any]:
-    """Return targets and predictions as Keras hands them to a loss that is a function.
-
-    Of `[n]` and `[n, 1]` the former gets an axis, and of others the last axis, of length one, goes: else they would
-    broadcast, `[n]` and `[n, 1]` to all pairs of examples.
-    """
-    if not (tf.is_tensor(y) and tf.is_tensor(y_pred)) or abs(y.shape.rank - y_pred.shape.rank) != 1:
-        return y, y_pred
-    shorter, longer = (y, y_pred) if y.shape.rank < y_pred.shape.rank else (y_pred, y)
-    if longer.shape[-1] != 1:
-        return y, y_pred
-    if shorter.shape.rank == 1:
-        shorter = _masks.copied(shorter[:, None], _masks.mask_of(shorter))
-    else:
-        longer = _masks.copied(tf.squeeze(longer, -1), _masks.mask_of(longer))
-    return (shorter, longer) if y.shape.rank < y_pred.shape.rank else (longer, shorter)

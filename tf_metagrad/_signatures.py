@@ -14,10 +14,6 @@ from tf_metagrad.learner import MetaLearner
 
 _ONE_TASK = Execution(tasks="loop", jit_compile=False)
 _TASKS_AT_ONCE = 8
-_ADVICE = {
-    "several": "Join them to one, and take it apart in the model.",
-    "unknown": "Make the learner with a functional model, keras.Model(keras.Input(...), ...), of fixed axes.",
-}
 
 
 class Signature(NamedTuple):
@@ -163,9 +159,12 @@ def _fixed_shape(model: keras.Model, end: str) -> tuple[int, ...]:
     """
     shape = example_shape(model, end)
     if shape is None or None in shape:
-        found = [tuple(t.shape) for t in declared(model, end)] or "unknown"
+        found = [tuple(t.shape) for t in declared(model, end)]
+        advice = "Make the learner with a functional model, keras.Model(keras.Input(...), ...), of fixed axes."
+        if len(found) > 1:
+            advice = "Join them to one, and take it apart in the model."
         raise ValueError(
             f"`export` needs a model with one tensor of {end} whose axes after the first are fixed. Received: "
-            f"shapes {found}. " + _ADVICE["several" if len(found) > 1 and found != "unknown" else "unknown"]
+            f"shapes {found or 'unknown'}. {advice}"
         )
     return shape
